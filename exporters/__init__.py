@@ -1,0 +1,49 @@
+"""Targets: each a package with `check(graph, options)` and `export(graph, path, options)`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from stdeploy.errors import Unsupported, UserError
+from stdeploy.exporters.artifact import Artifact
+from stdeploy.graph import Graph
+
+BUILT_IN = {"onnx": "stdeploy.exporters.onnx", "nir": "stdeploy.exporters.nir"}
+"""Target name to module, imported only when asked for."""
+
+ENTRY_POINT_GROUP = "stdeploy.exporters"
+
+
+class Target(Protocol):
+    """The two functions of a back end, and the suffix of its files."""
+
+    SUFFIX: str
+
+    def check(self, graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:
+        """Everything in `graph` that the target cannot express, all at once."""
+        ...
+
+    def export(self, graph: Graph, path: Path, options: Mapping[str, Any] | None = None) -> Artifact:
+        """Write `graph`; the file appears whole or not at all. UnsupportedError where `check` finds anything."""
+        ...
+
+
+def targets() -> dict[str, str]:
+    """Every known target with the module that implements it; third parties register an entry point."""
+    found = {p.name: p.value for p in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return {**found, **BUILT_IN}
+
+
+def load_target(name: str) -> Target:
+    """The target called `name`; UserError that lists the known ones where there is none."""
+    known = targets()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known targets: {', '.join(sorted(known))}"
+        raise UserError(f"unknown target {name!r}", hint=hint)
+    return cast(Target, importlib.import_module(known[name]))

@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, and the checksum that names their source."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from stdeploy.errors import UserError
+
+_HINTS = {
+    errno.ENOSPC: "free some space or write elsewhere with -o",
+    errno.EFBIG: "raise the file size limit (ulimit -f) or write elsewhere with -o",
+    errno.EDQUOT: "free some of your quota or write elsewhere with -o",
+}
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+
+    Raises UserError where the folder does not exist or cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder, not a file", hint="name a file with -o")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}", hint="choose a writable path with -o"
+        ) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0)
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""What running a network yields, whichever software runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stdeploy.graph.weight import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """Results of one run on a batch.
+
+    `outputs`: by Output label, in that Output's layout (`[B, ...]`, `[T, B, ...]` or `[B, T, ...]`).
+    `spikes`: by neuron node name, `[T, B, *value.shape]`, what each neuron computed itself, also where
+    its consumers were fed forced spikes.
+    `membranes`: where asked for, the charged membrane h before firing, same shape.
+    """
+
+    outputs: dict[str, Array]
+    spikes: dict[str, Array] = field(default_factory=dict)
+    membranes: dict[str, Array] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Anything that can run a network: the interpreter, PyTorch, onnxruntime, a NIR reader."""
+
+    name: str
+
+    def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
+        """Run a batch given in the Input's layout.
+
+        `forced` (teacher forcing): spikes `[T, B, *shape]` by neuron name that consumers read instead
+        of what the neuron computed.
+        """
+        ...

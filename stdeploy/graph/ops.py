@@ -1,0 +1,451 @@
+"""The operator catalogue: each operator's equation, shape rule, time rule and domain rule in one place.
+
+Tensors are `[channel, *spatial]`; time and batch are implicit. `t` indexes steps. An operator's
+`infer` raises ValueError with a plain reason where its inputs do not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from stdeploy.graph.value import REAL, SPIKE, Domain, Time, Value, count, join_time
+from stdeploy.graph.weight import Array, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """Base of all operators: `arity` inputs (-1: one or more), one output."""
+
+    arity: ClassVar[int] = 1
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        """Value of the output; ValueError where the inputs do not fit."""
+        raise NotImplementedError
+
+
+def _bias_shape(bias: Array | None, channels: int, steps: int) -> None:
+    if bias is not None and bias.shape not in ((channels,), (steps, channels)):
+        raise ValueError(
+            f"bias {bias.shape} is neither [{channels}] nor [{steps}, {channels}] (one per step)"
+        )
+
+
+def _linear_time(time: Time, bias: Array | None) -> Time:
+    if bias is None or bias.ndim == 1:
+        return time
+    if time == "final":
+        raise ValueError("a bias per step meets a value that exists only after all steps")
+    return "step"
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """x: the network's input. `layout` is the order the user passes: `B` (static), `BT` or `TB`, then `shape`."""
+
+    arity: ClassVar[int] = 0
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    layout: Literal["B", "BT", "TB"] = "B"
+    domain: Domain = REAL
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        return Value(self.shape, self.axes, "static" if self.layout == "B" else "step", self.domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Op):
+    """y[t] = value[t] (`per_step`, value `[T, *shape]`) or y = value (`[*shape]`)."""
+
+    arity: ClassVar[int] = 0
+    value: Array
+    axes: tuple[str, ...]
+    per_step: bool = False
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        shape = self.value.shape[1:] if self.per_step else self.value.shape
+        if self.per_step and self.value.shape[0] != steps:
+            raise ValueError(f"constant has {self.value.shape[0]} steps, the graph {steps}")
+        nonzero = np.unique(self.value[self.value != 0])
+        domain = REAL
+        if nonzero.size <= 1 and (nonzero.size == 0 or nonzero[0] > 0):
+            domain = count(float(nonzero[0]) if nonzero.size else 1.0, 1)
+        return Value(tuple(shape), self.axes, "step" if self.per_step else "static", domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Op):
+    """y[o, p] = sum_i W[o, i] x[i, p] + b[o], or b[t, o]; at every position p of the other axes."""
+
+    weight: Weight
+    bias: Array | None = None
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if len(self.weight.shape) != 2 or not x.shape or x.shape[0] != self.weight.shape[1]:
+            raise ValueError(f"weight {self.weight.shape} does not take {x.shape}")
+        _bias_shape(self.bias, self.weight.shape[0], steps)
+        axes = ("channel", *x.axes[1:])
+        return Value((self.weight.shape[0], *x.shape[1:]), axes, _linear_time(x.time, self.bias))
+
+
+def _window(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    if span < 0:
+        raise ValueError(f"a window of {kernel} (dilation {dilation}) does not fit {size} + 2*{padding}")
+    out = (-(-span // stride) if ceil else span // stride) + 1
+    if ceil and (out - 1) * stride >= size + padding:
+        out -= 1  # PyTorch drops a window that would start in the right padding
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Op):
+    """y[o, p] = sum_{i,k} W[o, i, k] x[g(o)+i, stride*p + dilation*k - padding] + b[o] (or b[t, o]), zero padding.
+
+    `weight [out, in/groups, *kernel]`, one or two spatial axes.
+    """
+
+    weight: Weight
+    bias: Array | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        kernel = self.weight.shape[2:]
+        if len(kernel) != len(x.shape) - 1 or x.shape[0] != self.weight.shape[1] * self.groups:
+            raise ValueError(f"weight {self.weight.shape} (groups {self.groups}) does not take {x.shape}")
+        if self.weight.shape[0] % self.groups:
+            raise ValueError(
+                f"{self.weight.shape[0]} output channels do not divide into {self.groups} groups"
+            )
+        _bias_shape(self.bias, self.weight.shape[0], steps)
+        windows = zip(x.shape[1:], kernel, self.stride, self.padding, self.dilation, strict=True)
+        spatial = tuple(_window(n, k, s, p, d) for n, k, s, p, d in windows)
+        axes = ("channel", *x.axes[1:])
+        return Value((self.weight.shape[0], *spatial), axes, _linear_time(x.time, self.bias))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Op):
+    """y[c, p] = scale[c] x[c, p] + shift[c]: BatchNorm with running statistics."""
+
+    scale: Array
+    shift: Array
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if self.scale.shape != x.shape[:1] or self.shift.shape != x.shape[:1]:
+            raise ValueError(f"scale {self.scale.shape} and shift {self.shift.shape} do not fit {x.shape}")
+        return Value(x.shape, x.axes, x.time)
+
+
+@dataclass(frozen=True, eq=False)
+class Neuron(Op):
+    """Charge, fire, reset, from v = v_reset (0 where the reset is soft), as SpikingJelly:
+
+    h = v + (x[t] - (v - r)) / tau      (decay_input)
+    h = v - (v - r) / tau + x[t]        (not decay_input)
+    h = v + x[t]                        (tau is None: IF)
+    s[t] = 1 if h >= v_threshold else 0
+    v = (1 - s) h + s v_reset           (hard: v_reset given)
+    v = h - s v_threshold               (soft: v_reset is None; r = 0)
+
+    `tau`, `v_threshold`, `v_reset`: arrays [] or [C]. `kept[i]` is the channel of the source module's
+    neuron that channel i is, where passes removed some (None: all).
+    """
+
+    tau: Array | None
+    v_threshold: Array
+    v_reset: Array | None
+    decay_input: bool = True
+    kind: str = "LIF"
+    kept: Array | None = None
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if x.time == "final":
+            raise ValueError("a neuron is fed a value that exists only after all steps")
+        for label, array in (("tau", self.tau), ("v_threshold", self.v_threshold), ("v_reset", self.v_reset)):
+            if array is not None and array.shape not in ((), x.shape[:1]):
+                raise ValueError(
+                    f"{label} {array.shape} is neither a scalar nor one per channel of {x.shape}"
+                )
+        return Value(x.shape, x.axes, "step", SPIKE)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Op):
+    """y[c, p] = max_k x[c, stride*p + dilation*k - padding], padding never wins."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool = False
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if len(self.kernel) != len(x.shape) - 1:
+            raise ValueError(f"a {len(self.kernel)}-d window does not take {x.shape}")
+        windows = zip(x.shape[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        spatial = tuple(_window(n, k, s, p, d, self.ceil_mode) for n, k, s, p, d in windows)
+        return Value((x.shape[0], *spatial), x.axes, x.time, x.domain)
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool(Op):
+    """y[c, p] = mean_k x[c, stride*p + k - padding]; padding counts as zeros where `count_include_pad`."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if len(self.kernel) != len(x.shape) - 1:
+            raise ValueError(f"a {len(self.kernel)}-d window does not take {x.shape}")
+        windows = zip(x.shape[1:], self.kernel, self.stride, self.padding, strict=True)
+        spatial = tuple(_window(n, k, s, p, 1, self.ceil_mode) for n, k, s, p in windows)
+        even = not self.ceil_mode and (self.count_include_pad or not any(self.padding))
+        return Value(
+            (x.shape[0], *spatial),
+            x.axes,
+            x.time,
+            _sum(x.domain, int(np.prod(self.kernel)), True) if even else REAL,
+        )
+
+
+def _sum(domain: Domain, terms: int, mean: bool) -> Domain:
+    if domain.maximum is None:
+        return REAL
+    return count(domain.scale / terms if mean else domain.scale, domain.maximum * terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Op):
+    """Sum (or mean) over the listed axes; axes count from 0 = channel. `keepdims` leaves size 1."""
+
+    over: tuple[int, ...]
+    mean: bool
+    keepdims: bool = False
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if not self.over or any(not 0 <= a < len(x.shape) for a in self.over):
+            raise ValueError(f"axes {self.over} are not axes of {x.shape}")
+        terms = int(np.prod([x.shape[a] for a in self.over]))
+        keep = [i for i in range(len(x.shape)) if self.keepdims or i not in self.over]
+        shape = tuple(1 if i in self.over else x.shape[i] for i in keep)
+        return Value(shape, tuple(x.axes[i] for i in keep), x.time, _sum(x.domain, terms, self.mean))
+
+
+def _broadcast(a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if len(a.shape) != len(b.shape) or any(
+        m != n and 1 not in (m, n) for m, n in zip(a.shape, b.shape, strict=True)
+    ):
+        raise ValueError(f"{a.shape} and {b.shape} do not broadcast")
+    shape = tuple(n if m == 1 else m for m, n in zip(a.shape, b.shape, strict=True))
+    return shape, tuple(
+        y if m == 1 and n != 1 else x for x, y, m, n in zip(a.axes, b.axes, a.shape, b.shape, strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Op):
+    """y = a + b, equal ranks, axes of size 1 broadcast."""
+
+    arity: ClassVar[int] = 2
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        a, b = inputs
+        shape, axes = _broadcast(a, b)
+        domain = REAL
+        if a.domain.maximum is not None and b.domain.maximum is not None and a.domain.scale == b.domain.scale:
+            domain = count(a.domain.scale, a.domain.maximum + b.domain.maximum)
+        return Value(shape, axes, join_time([a.time, b.time]), domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Mul(Op):
+    """y = a * b, equal ranks, axes of size 1 broadcast."""
+
+    arity: ClassVar[int] = 2
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        a, b = inputs
+        shape, axes = _broadcast(a, b)
+        return Value(shape, axes, join_time([a.time, b.time]), _product(a.domain, b.domain, 1))
+
+
+def _product(a: Domain, b: Domain, terms: int) -> Domain:
+    if a.maximum is None or b.maximum is None:
+        return REAL
+    return count(a.scale * b.scale, a.maximum * b.maximum * terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Op):
+    """y = factor * x."""
+
+    factor: float
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        domain = REAL if x.domain.maximum is None else count(x.domain.scale * self.factor, x.domain.maximum)
+        return Value(x.shape, x.axes, x.time, domain)
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul(Op):
+    """One of the four products of matrix attention; h(c) is the head that channel c belongs to.
+
+    channels  Q K^T    y[h, n, m] = sum_{c in h} a[c, n] b[c, m]       a [C, *n], b [C, *m] -> [H, *n, *m]
+    keys      A V      y[c, n] = sum_m a[h(c), n, m] b[c, m]           a [H, *n, *m], b [C, *m] -> [C, *n]
+    tokens    K^T V    y[h, d, e] = sum_n a[h:d, n] b[h:e, n]          a [Ca, *n], b [Cb, *n] -> [sum_h da_h db_h]
+    pairs     Q (KV)   y[h:e, n] = sum_d a[h:d, n] b[h, d, e]          a [Ca, *n], b [pairs] -> [Cb, *n]
+
+    `heads_a`, `heads_b`: channels of each head, ragged allowed; they sum to Ca and Cb. For `keys`
+    `heads_a` is empty. Axis `pair` is ordered head, a's dim, b's dim.
+    """
+
+    arity: ClassVar[int] = 2
+    over: Literal["channels", "keys", "tokens", "pairs"]
+    heads_a: tuple[int, ...]
+    heads_b: tuple[int, ...]
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        a, b = inputs
+        shape, axes, terms = getattr(self, f"_{self.over}")(a, b)
+        return Value(shape, axes, join_time([a.time, b.time]), _product(a.domain, b.domain, terms))
+
+    def _heads(self, value: Value, heads: tuple[int, ...]) -> None:
+        if sum(heads) != value.shape[0]:
+            raise ValueError(f"heads {heads} do not sum to the {value.shape[0]} channels")
+
+    def _channels(self, a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        self._heads(a, self.heads_a)
+        if self.heads_a != self.heads_b or a.shape[0] != b.shape[0]:
+            raise ValueError(f"query heads {self.heads_a} and key heads {self.heads_b} differ")
+        axes = ("head", *a.axes[1:], *(f"key.{name}" for name in b.axes[1:]))
+        return (len(self.heads_a), *a.shape[1:], *b.shape[1:]), axes, max(self.heads_a, default=0)
+
+    def _keys(self, a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        self._heads(b, self.heads_b)
+        tokens = b.shape[1:]
+        if a.shape[0] != len(self.heads_b) or not tokens or a.shape[-len(tokens) :] != tokens:
+            raise ValueError(
+                f"attention map {a.shape} does not fit values {b.shape} of {len(self.heads_b)} heads"
+            )
+        rest = len(a.shape) - len(tokens)
+        return (b.shape[0], *a.shape[1:rest]), ("channel", *a.axes[1:rest]), int(np.prod(tokens))
+
+    def _tokens(self, a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        self._heads(a, self.heads_a)
+        self._heads(b, self.heads_b)
+        if a.shape[1:] != b.shape[1:] or len(self.heads_a) != len(self.heads_b):
+            raise ValueError(f"tokens or heads of {a.shape} and {b.shape} differ")
+        pairs = sum(m * n for m, n in zip(self.heads_a, self.heads_b, strict=True))
+        return (pairs,), ("pair",), int(np.prod(a.shape[1:]))
+
+    def _pairs(self, a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        self._heads(a, self.heads_a)
+        pairs = sum(m * n for m, n in zip(self.heads_a, self.heads_b, strict=True))
+        if b.shape != (pairs,):
+            raise ValueError(f"{b.shape} are not the {pairs} pairs of heads {self.heads_a} x {self.heads_b}")
+        return (sum(self.heads_b), *a.shape[1:]), ("channel", *a.axes[1:]), max(self.heads_a, default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten(Op):
+    """y[i] = x at row-major index i of all axes."""
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        return Value((int(np.prod(x.shape)),), ("channel",), x.time, x.domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Op):
+    """Inputs one after another along `axis`."""
+
+    arity: ClassVar[int] = -1
+    axis: int = 0
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        first = inputs[0]
+        for other in inputs[1:]:
+            if [n for i, n in enumerate(other.shape) if i != self.axis] != [
+                n for i, n in enumerate(first.shape) if i != self.axis
+            ]:
+                raise ValueError(f"{first.shape} and {other.shape} do not join along axis {self.axis}")
+        total = sum(v.shape[self.axis] for v in inputs)
+        shape = tuple(total if i == self.axis else n for i, n in enumerate(first.shape))
+        scales = {v.domain.scale for v in inputs if v.domain.maximum}
+        bounds = [v.domain.maximum for v in inputs]
+        known = [m for m in bounds if m is not None]
+        exact = len(known) == len(bounds) and len(scales) <= 1
+        domain = count(scales.pop() if scales else 1.0, max(known)) if exact else REAL
+        return Value(shape, first.axes, join_time([v.time for v in inputs]), domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Op):
+    """y = x[start:stop] along `axis`."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if not (0 <= self.axis < len(x.shape) and 0 <= self.start < self.stop <= x.shape[self.axis]):
+            raise ValueError(f"[{self.start}:{self.stop}] is not within axis {self.axis} of {x.shape}")
+        shape = tuple(self.stop - self.start if i == self.axis else n for i, n in enumerate(x.shape))
+        return Value(shape, x.axes, x.time, x.domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Readout(Op):
+    """Over the steps: y = mean_t x[t], sum_t x[t] or x[T-1]."""
+
+    mode: Literal["mean", "sum", "last"]
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if x.time == "final":
+            raise ValueError("a readout over time is fed a value without time")
+        domain = x.domain if self.mode == "last" else _sum(x.domain, steps, self.mode == "mean")
+        return Value(x.shape, x.axes, "final", domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Output(Op):
+    """The network's output as the user's model returns it: `B` then shape, or per step `TB` / `BT`.
+
+    `label` is the output's public name in artefacts.
+    """
+
+    label: str = "output"
+    layout: Literal["B", "BT", "TB"] = "B"
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        (x,) = inputs
+        if (x.time == "step") != (self.layout != "B"):
+            raise ValueError(f"layout {self.layout} does not fit a {x.time} value")
+        return x
+
+
+def _catalogue() -> dict[str, type[Op]]:
+    return {cls.__name__: cls for cls in Op.__subclasses__()}
+
+
+CATALOGUE: dict[str, type[Op]] = _catalogue()
+"""Every operator by name."""
