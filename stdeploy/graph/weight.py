@@ -69,7 +69,7 @@ class Weight:
         """Number of nonzero elements."""
         if self.values is not None:
             return int(np.count_nonzero(self.values))
-        return int(np.count_nonzero(self.data))
+        return int(np.count_nonzero(self.data)) if self.data is not None else 0
 
     @property
     def density(self) -> float:
@@ -96,9 +96,11 @@ class Weight:
 
     def zero_rows(self) -> NDArray[np.bool_]:
         """[out] mask of output rows without a nonzero weight."""
-        return ~np.any(self.array().reshape(self.shape[0], -1) != 0, axis=1)
+        nonzero: NDArray[np.bool_] = np.any(self.array().reshape(self.shape[0], -1) != 0, axis=1)
+        return ~nonzero
 
     def zero_columns(self) -> NDArray[np.bool_]:
         """[in/groups] mask of input channels without a nonzero weight."""
         array = self.array()
-        return ~np.any(array != 0, axis=tuple(i for i in range(array.ndim) if i != 1))
+        nonzero: NDArray[np.bool_] = np.any(array != 0, axis=tuple(i for i in range(array.ndim) if i != 1))
+        return ~nonzero
