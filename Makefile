@@ -1,0 +1,33 @@
+# Each target sets up what it needs in .venv; a fresh machine needs python3.11 (with venv), pip and make.
+PY ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c requirements/lock.txt
+
+.PHONY: demo test bench lint clean
+
+# torch first: an unpinned requirement would fetch several GB of CUDA libraries. spikingjelly without
+# its dependencies: the torchvision and torchaudio it asks for do not import beside a CPU torch.
+$(BIN)/.ok: pyproject.toml requirements/lock.txt
+	$(PY) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e ".[cpu,openvino,readers,dev]"
+	$(PIP) --no-deps spikingjelly
+	$(PIP) loguru tqdm
+	touch $@
+
+demo: $(BIN)/.ok
+	$(BIN)/python samples/demo.py
+
+test: $(BIN)/.ok
+	$(BIN)/python -m pytest
+
+bench: $(BIN)/.ok
+	$(BIN)/python benchmarks/run.py
+
+lint: $(BIN)/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
