@@ -60,10 +60,10 @@ def test_arrows_point_one_way(room: str) -> None:
         if name != room and not name.startswith(room + "."):
             continue
         for target in imports(path):
-            inside = target.startswith("stdeploy.") and target not in modules()
-            if target.startswith("stdeploy.") and not inside:
-                if not any(target == a or target.startswith(a + ".") for a in allowed):
-                    wrong.append(f"{name} imports {target}")
+            inside = target not in modules()  # a name within a module that is listed itself
+            permitted = inside or any(target == a or target.startswith(a + ".") for a in allowed)
+            if target.startswith("stdeploy.") and not permitted:
+                wrong.append(f"{name} imports {target}")
             if target.split(".")[0] in ("torch", "spikingjelly") and room in TORCH_FREE:
                 wrong.append(f"{name} imports {target}")
     assert wrong == []
@@ -87,7 +87,11 @@ def test_every_package_is_listed_for_the_wheel() -> None:
 @pytest.mark.parametrize("arguments", [["-c", "import stdeploy"], ["-m", "stdeploy.cli", "--help"]])
 def test_a_cold_start_loads_neither_torch_nor_onnx(arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-X", "importtime", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = {

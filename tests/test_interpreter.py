@@ -33,9 +33,16 @@ def run(graph: Graph, x: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(0, 99)
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.sampled_from([1, 2]),
+    st.integers(0, 99),
 )
-def test_conv_equals_torch(kernel: int, stride: int, padding: int, dilation: int, groups: int, seed: int) -> None:
+def test_conv_equals_torch(
+    kernel: int, stride: int, padding: int, dilation: int, groups: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((3, 4, 7, 6))
     weight, bias = rng.standard_normal((6, 4 // groups, kernel, kernel)), rng.standard_normal(6)
@@ -46,8 +53,12 @@ def test_conv_equals_torch(kernel: int, stride: int, padding: int, dilation: int
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(4, 9))
-def test_pools_equal_torch(kernel: int, stride: int, padding: int, ceil: bool, include: bool, size: int) -> None:
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(4, 9)
+)
+def test_pools_equal_torch(
+    kernel: int, stride: int, padding: int, ceil: bool, include: bool, size: int
+) -> None:
     if padding > kernel // 2:
         return
     x = np.random.default_rng(size).standard_normal((2, 3, size, size + 1))
