@@ -1,0 +1,373 @@
+"""Differential parity of two executors of one network: spike for spike, each difference explained.
+
+The reference runs freely; its spikes are forced on the candidate's consumers and on a float64
+evaluation of the graph (teacher forcing), so every neuron layer is judged on the reference's own input.
+Each executor's membranes are then recomputed in float64 along its own spikes, with a bound on what
+float32 rounding can do to them (stdeploy.graph.rounding). A spike that disagrees with its own exact membrane by
+more than the bound is a bug, whoever fired it; everything else is rounding at the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stdeploy.errors import ParityError, UserError
+from stdeploy.graph.execution import Execution, Executor
+from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.ops import Input, Neuron, Output
+from stdeploy.graph.rounding import Bounded, drives, membrane
+from stdeploy.graph.weight import Array
+from stdeploy.parity import LayerReport, Mismatch, OutputReport, Report
+
+MEMORY_BYTES = 1 << 30
+"""Working set that `compare` chooses its batch for."""
+
+_ARRAYS_PER_SPIKE = 12
+"""float64 arrays of a neuron layer's size that one comparison holds at a time."""
+
+
+def compare(
+    reference: Executor,
+    candidate: Executor,
+    graph: Graph,
+    inputs: Array,
+    *,
+    exported: Graph | None = None,
+    labels: Array | None = None,
+    batch: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare `candidate` with `reference` on `inputs` (the Input's layout, float32).
+
+    `graph` is the reference's network with all its neurons; `exported` the one the candidate was made
+    from, where passes removed neurons or channels (`Neuron.kept`). `labels` `[n]` adds accuracies. `progress`
+    is told the number of samples done. Raises UserError where the inputs do not fit.
+    """
+    comparison = _Comparison(graph, exported or graph, reference.name, candidate.name)
+    axis = batch_axis(graph)
+    samples = inputs.shape[axis] if inputs.ndim > axis else 0
+    if samples == 0:
+        raise UserError("there is nothing to compare: the input holds no sample")
+    if labels is not None and len(labels) != samples:
+        raise UserError(f"there are {len(labels)} labels for {samples} samples")
+    size = batch or batch_for(graph)
+    for start in range(0, samples, size):
+        part = np.take(inputs, range(start, min(start + size, samples)), axis=axis).astype(np.float32)
+        comparison.add(reference, candidate, part, start)
+        if progress is not None:
+            progress(min(start + size, samples))
+    return comparison.report(labels)
+
+
+def require(report: Report) -> Report:
+    """`report`, or ParityError where it found a difference that rounding does not explain."""
+    if not report.ok:
+        raise ParityError(
+            "; ".join(report.problems),
+            report,
+            hint="this is a bug in stdeploy or in the runtime: please report it with the file",
+        )
+    return report
+
+
+def batch_axis(graph: Graph) -> int:
+    """Axis of the batch in the graph's input layout."""
+    op = graph.inputs[0].op
+    return 1 if isinstance(op, Input) and op.layout == "TB" else 0
+
+
+def batch_for(graph: Graph, memory: int = MEMORY_BYTES) -> int:
+    """Samples that one comparison step may take within `memory` bytes, at most 64."""
+    spikes = sum(math.prod(n.value.shape) for n in graph.neurons) * graph.steps
+    return max(1, min(64, memory // max(1, 8 * _ARRAYS_PER_SPIKE * spikes)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A neuron layer of the reference with the exported one; `channels` picks the kept channels (None: all)."""
+
+    source: Node
+    exported: Node | None
+    channels: Array | None
+
+
+@dataclass
+class _Layer:
+    """Running totals of one neuron layer."""
+
+    compared: int = 0
+    fired: int = 0
+    emitted: int = 0
+    by_step: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    explained: int = 0
+    after_flip: int = 0
+    unexplained: int = 0
+    reference_unexplained: int = 0
+    largest_distance: float = 0.0
+    largest_share: float = 0.0
+
+
+class _Comparison:
+    """Totals over the batches."""
+
+    def __init__(self, graph: Graph, exported: Graph, reference: str, candidate: str) -> None:
+        self.graph, self.exported = graph, exported
+        self.names = (reference, candidate)
+        self.pairs = list(_pairs(graph, exported))
+        self.layers = {
+            p.source.name: _Layer(by_step=np.zeros(graph.steps, dtype=np.int64)) for p in self.pairs
+        }
+        self.mismatches: list[Mismatch] = []
+        self.outputs: dict[str, _OutputTotals] = {}
+        self.unobserved: set[str] = set()
+        self.samples = 0
+
+    def add(self, reference: Executor, candidate: Executor, inputs: Array, start: int) -> None:
+        """Run both on one batch and add what differs."""
+        wanted = reference.run(inputs)
+        forced = {
+            p.exported.name: _take(wanted.spikes[p.source.name], p.channels)
+            for p in self.pairs
+            if p.exported is not None and p.source.name in wanted.spikes
+        }
+        taught = candidate.run(inputs, forced)
+        free = candidate.run(inputs)
+        exact = drives(self.graph, inputs, wanted.spikes)
+        flipped = np.zeros(inputs.shape[batch_axis(self.graph)], dtype=bool)
+        for pair in self.pairs:
+            flipped |= self._layer(
+                pair, wanted.spikes[pair.source.name], taught, exact.neurons[pair.source.name], start
+            )
+        for node in self.graph.outputs:
+            if isinstance(node.op, Output):
+                totals = self.outputs.setdefault(node.op.label, _OutputTotals(node.op.layout))
+                totals.add(node.op.label, wanted, taught, free, exact.outputs[node.op.label], flipped)
+        self.samples += len(flipped)
+
+    def _layer(self, pair: _Pair, spikes: Array, taught: Execution, drive: Bounded, start: int) -> Array:
+        """Compare one neuron layer on one batch; returns which samples differ in it."""
+        totals = self.layers[pair.source.name]
+        op = _neuron(pair.source)
+        totals.fired += int(np.count_nonzero(spikes))
+        totals.emitted += spikes.size
+        own = membrane(op, drive, spikes)
+        threshold = _threshold(op, spikes.ndim)
+        wrong = (spikes != 0) != (own.value >= threshold)
+        totals.reference_unexplained += int(
+            np.count_nonzero(wrong & (np.abs(own.value - threshold) > own.error))
+        )
+        if pair.exported is None:
+            return np.zeros(spikes.shape[1], dtype=bool)
+        if pair.exported.name not in taught.spikes:
+            self.unobserved.add(pair.source.name)
+            return np.zeros(spikes.shape[1], dtype=bool)
+        r = _take(spikes, pair.channels)
+        c = taught.spikes[pair.exported.name]
+        if c.shape != r.shape:
+            raise UserError(
+                f"{self.names[1]} gives spikes {list(c.shape)} for {pair.source.name}, "
+                f"{self.names[0]} {list(r.shape)}",
+                hint="was the artefact exported from this model, by this version?",
+            )
+        totals.compared += r.size
+        return self._differences(pair, op, r, c, drive, start)
+
+    def _differences(self, pair: _Pair, op: Neuron, r: Array, c: Array, drive: Bounded, start: int) -> Array:
+        """Judge the candidate's spikes `c` against its own exact membrane; record where they differ from `r`."""
+        totals = self.layers[pair.source.name]
+        op = _select(op, pair.channels)
+        drive = Bounded(_take(drive.value, pair.channels), _take(drive.error, pair.channels))
+        own = membrane(op, drive, c)
+        distance = own.value - _threshold(op, c.ndim)
+        unexplained = ((c != 0) != (distance >= 0)) & (np.abs(distance) > own.error)
+        differ = (c != 0) != (r != 0)
+        earlier = np.cumsum(differ, axis=0) - differ > 0
+        totals.by_step += np.count_nonzero(differ.reshape(differ.shape[0], -1), axis=1)
+        totals.unexplained += int(np.count_nonzero(unexplained))
+        totals.after_flip += int(np.count_nonzero(differ & earlier & ~unexplained))
+        first = differ & ~earlier & ~unexplained
+        totals.explained += int(np.count_nonzero(first))
+        if first.any():
+            far = np.abs(distance[first])
+            totals.largest_distance = max(totals.largest_distance, float(far.max()))
+            totals.largest_share = max(totals.largest_share, float((far / own.error[first]).max()))
+        for place in np.argwhere(differ | unexplained):
+            t, b, *unit = (int(i) for i in place)
+            where = (t, b, *unit)
+            if pair.channels is not None:
+                unit[0] = int(pair.channels[unit[0]])
+            kind = "unexplained" if unexplained[where] else "after a flip" if earlier[where] else "rounding"
+            self.mismatches.append(
+                Mismatch(
+                    pair.source.name,
+                    t,
+                    start + b,
+                    tuple(unit),
+                    int(r[where] != 0),
+                    int(c[where] != 0),
+                    float(distance[where]),
+                    float(own.error[where]),
+                    kind,
+                )
+            )
+        samples: Array = differ.any(axis=(0, *range(2, differ.ndim)))
+        return samples
+
+    def report(self, labels: Array | None) -> Report:
+        """The finished report."""
+        kept = {p.source.name: p for p in self.pairs}
+        layers = []
+        for name, totals in self.layers.items():
+            node = kept[name].source
+            layers.append(
+                LayerReport(
+                    name=name,
+                    shape=node.value.shape,
+                    present=kept[name].exported is not None,
+                    firing_rate=totals.fired / max(1, totals.emitted),
+                    spikes_compared=totals.compared,
+                    mismatches_by_step=tuple(int(n) for n in totals.by_step),
+                    explained=totals.explained,
+                    after_flip=totals.after_flip,
+                    unexplained=totals.unexplained,
+                    reference_unexplained=totals.reference_unexplained,
+                    largest_distance=totals.largest_distance,
+                    largest_share_of_bound=totals.largest_share,
+                )
+            )
+        return Report(
+            reference=self.names[0],
+            candidate=self.names[1],
+            samples=self.samples,
+            steps=self.graph.steps,
+            layers=tuple(layers),
+            outputs=tuple(t.report(label, labels) for label, t in self.outputs.items()),
+            mismatches=tuple(self.mismatches),
+            unobserved=tuple(sorted(self.unobserved)),
+        )
+
+
+@dataclass
+class _OutputTotals:
+    """Running totals of one output."""
+
+    layout: str
+    largest: float = 0.0
+    total: float = 0.0
+    count: int = 0
+    beyond: int = 0
+    taught_beyond: int = 0
+    reference_beyond: int = 0
+    flipped: int = 0
+    answers: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+
+    def add(
+        self,
+        label: str,
+        wanted: Execution,
+        taught: Execution,
+        free: Execution,
+        exact: Bounded,
+        flipped: Array,
+    ) -> None:
+        """Add one batch: `wanted` by the reference, `taught` and `free` by the candidate."""
+        axis = 1 if self.layout == "TB" else 0
+        over = tuple(i for i in range(exact.value.ndim) if i != axis)
+        r, c, f = (np.asarray(e.outputs[label], dtype=np.float64) for e in (wanted, taught, free))
+        if f.shape != r.shape:
+            raise UserError(f"output {label} has shape {list(f.shape)}, the reference's {list(r.shape)}")
+        self.reference_beyond += int(np.count_nonzero((np.abs(r - exact.value) > exact.error).any(axis=over)))
+        self.taught_beyond += int(np.count_nonzero((np.abs(c - exact.value) > exact.error).any(axis=over)))
+        difference = np.abs(f - r)
+        apart = ~(difference <= 2 * exact.error).all(axis=over)
+        self.beyond += int(np.count_nonzero(apart & ~flipped))
+        self.flipped += int(np.count_nonzero(flipped))
+        self.largest = max(self.largest, float(difference.max()))
+        self.total += float(difference.sum())
+        self.count += difference.size
+        if r.ndim == (2 if self.layout == "B" else 3) and r.shape[-1] > 1:
+            for values, store in ((r, self.answers[0]), (f, self.answers[1])):
+                scores = values if self.layout == "B" else values.mean(axis=1 - axis)
+                store += [int(i) for i in scores.argmax(axis=-1)]
+
+    def report(self, label: str, labels: Array | None) -> OutputReport:
+        """The finished report of this output."""
+        r, c = (np.asarray(a, dtype=np.int64) for a in self.answers)
+        known = labels is not None and len(r) > 0
+        return OutputReport(
+            label=label,
+            max_difference=self.largest,
+            mean_difference=self.total / max(1, self.count),
+            samples=len(r),
+            argmax_agree=int(np.count_nonzero(r == c)),
+            reference_correct=int(np.count_nonzero(r == labels)) if known else None,
+            candidate_correct=int(np.count_nonzero(c == labels)) if known else None,
+            samples_with_flips=self.flipped,
+            unexplained_samples=self.beyond,
+            forced_unexplained_samples=self.taught_beyond,
+            reference_unexplained_samples=self.reference_beyond,
+        )
+
+
+def _pairs(graph: Graph, exported: Graph) -> Iterator[_Pair]:
+    names: Mapping[str, Node] = {n.name: n for n in exported.neurons}
+    strange = sorted(set(names) - {n.name for n in graph.neurons})
+    if strange:
+        raise UserError(f"the artefact has neurons that the model does not have: {', '.join(strange)}")
+    for node in graph.neurons:
+        other = names.get(node.name)
+        yield _Pair(node, other, _channels(node, other) if other is not None else None)
+
+
+def _channels(source: Node, exported: Node) -> Array | None:
+    """Channels of `source` that `exported` still has, as indices into `source`'s (None: all, in order)."""
+    have, want = _neuron(source).kept, _neuron(exported).kept
+    total = source.value.shape[0]
+    if want is None:
+        if source.value.shape != exported.value.shape:
+            raise UserError(
+                f"{source.name} has shape {source.value.shape}, exported {exported.value.shape}, "
+                "and no record of which channels were kept"
+            )
+        return None
+    places = {int(c): i for i, c in enumerate(have if have is not None else range(total))}
+    strange = [int(c) for c in want if int(c) not in places]
+    if strange:
+        raise UserError(f"{exported.name} keeps channels {strange}, which the model's {source.name} lacks")
+    chosen = np.array([places[int(c)] for c in want], dtype=np.int64)
+    return None if np.array_equal(chosen, np.arange(total)) else chosen
+
+
+def _neuron(node: Node) -> Neuron:
+    if not isinstance(node.op, Neuron):
+        raise TypeError(f"{node.name} is not a Neuron")
+    return node.op
+
+
+def _take(array: Array, channels: Array | None) -> Array:
+    """Channels of `[T, B, C, *]`."""
+    return array if channels is None else np.take(array, channels, axis=2)
+
+
+def _select(op: Neuron, channels: Array | None) -> Neuron:
+    """`op` with only the given channels' parameters."""
+
+    def pick(parameter: Array) -> Array:
+        return parameter[channels] if channels is not None and parameter.ndim else parameter
+
+    return Neuron(
+        None if op.tau is None else pick(op.tau),
+        pick(op.v_threshold),
+        None if op.v_reset is None else pick(op.v_reset),
+        op.decay_input,
+        op.kind,
+    )
+
+
+def _threshold(op: Neuron, ndim: int) -> Array:
+    value = np.asarray(op.v_threshold, dtype=np.float64)
+    return value.reshape(-1, *([1] * (ndim - 3))) if value.ndim else value
