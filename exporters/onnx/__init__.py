@@ -1,0 +1,43 @@
+"""ONNX: standard operators, float32, T steps unrolled in the file, batch size free.
+
+Loads unmodified in onnxruntime and OpenVINO. Layout and arithmetic: `layout.py` and `neuron.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stdeploy.errors import Unsupported, UnsupportedError
+from stdeploy.exporters.artifact import Artifact
+from stdeploy.exporters.onnx.check import Options, offenders
+from stdeploy.exporters.onnx.lower import EMIT
+from stdeploy.exporters.onnx.model import build_model, serialise, write
+from stdeploy.graph.graph import Graph
+
+SUFFIX = ".onnx"
+
+
+def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:
+    """Everything in `graph` that cannot be written as ONNX; UserError for an unknown option."""
+    Options.parse(options)
+    return offenders(graph, frozenset(EMIT))
+
+
+def export(graph: Graph, path: Path | str, options: Mapping[str, Any] | None = None) -> Artifact:
+    """Write `graph` as one ONNX file, which appears whole or not at all.
+
+    Options: `opset` (17 to 21, default 17) and `spikes` (also output every neuron layer's spikes as
+    `spikes:<neuron>`, uint8 [T, B, *shape]). Raises UnsupportedError listing every offender, UserError
+    where an option is wrong, the file would exceed 2 GB or cannot be written.
+    """
+    parsed = Options.parse(options)
+    items = offenders(graph, frozenset(EMIT))
+    if items:
+        raise UnsupportedError(f"{len(items)} parts of the model cannot be written as ONNX", items)
+    model = build_model(graph, parsed)
+    size = write(serialise(model), Path(path))
+    nodes = len(model.graph.node)
+    notes = (f"opset {parsed.opset}, float32, {nodes} nodes, T = {graph.steps} steps unrolled",)
+    return Artifact(Path(path), "onnx", size, notes, {"opset": parsed.opset, "nodes": nodes})

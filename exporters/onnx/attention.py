@@ -1,0 +1,147 @@
+"""The four products of matrix attention; equal heads in one batched MatMul, ragged heads one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from stdeploy.exporters.onnx.layout import Layouts, Lowered
+from stdeploy.graph.graph import Node
+from stdeploy.graph.ops import Constant, MatMul
+from stdeploy.graph.value import Value
+
+
+def emit_matmul(layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered) -> Lowered:
+    """Product of `a` and `b`, in the form that its readers want: maps, pairs, or token rows."""
+    return getattr(_Product(layouts, node, op, a, b), op.over)()  # type: ignore[no-any-return]
+
+
+def _equal(heads: tuple[int, ...]) -> bool:
+    return len(set(heads)) == 1 and heads[0] > 0
+
+
+class _Product:
+    def __init__(self, layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered) -> None:
+        self.layouts, self.em, self.name = layouts, layouts.emitter, node.name
+        self.node, self.op, self.a, self.b = node, op, a, b
+        self.step = node.value.time == "step"
+
+    def channels(self) -> Lowered:
+        heads = self.op.heads_a
+        n, m = math.prod(self.a.value.shape[1:]), math.prod(self.b.value.shape[1:])
+        if _equal(heads):
+            q, k = self.all_heads(self.a, heads, "a"), self.all_heads(self.b, heads, "b", swap=True)
+            y = self.em.op("MatMul", [q, k], self.name)
+        else:
+            qs, ks = self.each_head(self.a, heads, "a"), self.each_head(self.b, heads, "b", swap=True)
+            maps = [self.product(q, k, (n, m), h) for h, (q, k) in enumerate(zip(qs, ks, strict=True))]
+            maps = [self.em.reshape(x, (-1, 1, n, m), self.name) for x in maps]
+            y = self.join(maps, 1)
+        return Lowered(self.node.value, {"maps": y}, sizes=(len(heads), n, m))
+
+    def keys(self) -> Lowered:
+        heads = self.op.heads_b
+        m = math.prod(self.b.value.shape[1:])
+        n = math.prod(self.a.value.shape[1:]) // m
+        maps = self.grouped(self.a, "maps", (len(heads), n, m))
+        if _equal(heads):
+            return self.rows(
+                self.em.op("MatMul", [maps, self.all_heads(self.b, heads, "b")], self.name), heads
+            )
+        each = self.em.split(maps, [1] * len(heads), 1, f"{self.name}/maps")
+        each = [self.em.reshape(x, (-1, n, m), self.name) for x in each]
+        values = self.each_head(self.b, heads, "b")
+        pairs = zip(each, values, heads, strict=True)
+        return self.ragged_rows([self.product(x, v, (n, e), h) for h, (x, v, e) in enumerate(pairs) if e])
+
+    def tokens(self) -> Lowered:
+        heads_a, heads_b = self.op.heads_a, self.op.heads_b
+        if _equal(heads_a) and _equal(heads_b):
+            k, v = self.all_heads(self.a, heads_a, "a", swap=True), self.all_heads(self.b, heads_b, "b")
+            y = self.em.op("MatMul", [k, v], self.name)
+            return Lowered(self.node.value, {"pairs": y}, sizes=(len(heads_a), heads_a[0], heads_b[0]))
+        ks, vs = self.each_head(self.a, heads_a, "a", swap=True), self.each_head(self.b, heads_b, "b")
+        parts = []
+        for h, (k, v, d, e) in enumerate(zip(ks, vs, heads_a, heads_b, strict=True)):
+            if d and e:
+                parts.append(self.em.reshape(self.product(k, v, (d, e), h), (-1, d * e), self.name))
+        return Lowered(self.node.value, {"first": self.join(parts, 1)})
+
+    def pairs(self) -> Lowered:
+        heads_a, heads_b = self.op.heads_a, self.op.heads_b
+        n = math.prod(self.a.value.shape[1:])
+        if _equal(heads_a) and _equal(heads_b):
+            matrix = self.grouped(self.b, "pairs", (len(heads_a), heads_a[0], heads_b[0]))
+            y = self.em.op("MatMul", [self.all_heads(self.a, heads_a, "a"), matrix], self.name)
+            return self.rows(y, heads_b)
+        sizes = [d * e for d, e in zip(heads_a, heads_b, strict=True)]
+        flat = self.layouts.read(self.b, "first", self.name, step=self.step)
+        matrices = self.pick(flat, sizes, f"{self.name}/pairs")
+        queries = self.each_head(self.a, heads_a, "a")
+        out = []
+        for h, (q, x, d, e) in enumerate(zip(queries, matrices, heads_a, heads_b, strict=True)):
+            if e:
+                x = self.em.reshape(x, (-1, d, e), self.name) if x else ""
+                out.append(self.product(q, x, (n, e), h))
+        return self.ragged_rows(out)
+
+    def all_heads(self, x: Lowered, heads: tuple[int, ...], label: str, *, swap: bool = False) -> str:
+        """[lead, H, N, d], or [lead, H, d, N] with `swap`."""
+        h, d, n = len(heads), heads[0], math.prod(x.value.shape[1:])
+        name = f"{self.name}/{label}"
+        if x.native == "last" or "last" in x.tensors:
+            tensor = self.layouts.read(x, "last", name, step=self.step)
+            tensor = self.em.reshape(tensor, (-1, n, h, d), name)
+            return self.em.transpose(tensor, (0, 2, 3, 1) if swap else (0, 2, 1, 3), name)
+        tensor = self.layouts.read(x, "first", name, step=self.step)
+        tensor = self.em.reshape(tensor, (-1, h, d, n), name)
+        return tensor if swap else self.em.transpose(tensor, (0, 1, 3, 2), name)
+
+    def each_head(self, x: Lowered, heads: tuple[int, ...], label: str, *, swap: bool = False) -> list[str]:
+        """[lead, N, d] of every head ([lead, d, N] with `swap`); "" for a head without channels."""
+        n, name = math.prod(x.value.shape[1:]), f"{self.name}/{label}"
+        tensor = self.layouts.read(x, "last", name, step=self.step)
+        parts = []
+        for part, d in zip(self.pick(tensor, heads, name), heads, strict=True):
+            if part:
+                part = self.em.reshape(part, (-1, n, d), name)
+                part = self.em.transpose(part, (0, 2, 1), name) if swap else part
+            parts.append(part)
+        return parts
+
+    def pick(self, tensor: str, sizes: Sequence[int], name: str) -> list[str]:
+        """Parts of the given sizes along axis 1; "" where a size is 0."""
+        found = iter(self.em.split(tensor, [s for s in sizes if s], 1, name))
+        return [next(found) if s else "" for s in sizes]
+
+    def grouped(self, x: Lowered, form: str, sizes: tuple[int, ...]) -> str:
+        """`x` as [lead, *sizes]."""
+        if x.native == form and x.sizes == sizes:
+            return self.layouts.read(x, x.native, self.name, step=self.step)
+        tensor = self.layouts.read(x, "first", self.name, step=self.step)
+        return self.em.reshape(tensor, (-1, *sizes), self.name)
+
+    def product(self, a: str, b: str, shape: tuple[int, ...], head: int) -> str:
+        """[lead, *shape]; a sum over no channels is zero."""
+        if a and b:
+            return self.em.op("MatMul", [a, b], f"{self.name}/head{head}")
+        zeros = Constant(np.zeros(shape, np.float32), tuple(f"axis{i}" for i in range(len(shape))))
+        value = Value(shape, zeros.axes, "static")
+        name = f"{self.name}/head{head}"
+        return self.layouts.read(Lowered(value, constant=zeros), "first", name, step=self.step)
+
+    def join(self, parts: list[str], axis: int) -> str:
+        return self.em.op("Concat", parts, self.name, axis=axis) if len(parts) > 1 else parts[0]
+
+    def rows(self, y: str, heads: tuple[int, ...]) -> Lowered:
+        """[lead, H, N, e] as token rows [lead * N, C]."""
+        y = self.em.transpose(y, (0, 2, 1, 3), self.name)
+        return self.token_rows(self.em.reshape(y, (-1, sum(heads)), self.name))
+
+    def ragged_rows(self, parts: list[str]) -> Lowered:
+        return self.token_rows(self.em.reshape(self.join(parts, 2), (-1, sum(self.op.heads_b)), self.name))
+
+    def token_rows(self, y: str) -> Lowered:
+        return Lowered(self.node.value, {"last" if len(self.node.value.shape) > 1 else "first": y})

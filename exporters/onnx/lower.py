@@ -1,0 +1,211 @@
+"""One function per operator of the catalogue: graph node in, ONNX nodes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.onnx.attention import emit_matmul
+from stdeploy.exporters.onnx.elementwise import emit_affine, emit_binary, emit_scale
+from stdeploy.exporters.onnx.emitter import Emitter
+from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
+from stdeploy.exporters.onnx.neuron import emit_neuron
+from stdeploy.exporters.onnx.pool import emit_avgpool, emit_maxpool
+from stdeploy.graph import ops
+from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.weight import Array
+
+
+class Lowering:
+    """Emits the nodes of one graph in order; `values` holds what has been lowered, by node name."""
+
+    def __init__(self, graph: Graph, opset: int) -> None:
+        self.graph = graph
+        self.emitter = Emitter(opset)
+        self.layouts = Layouts(self.emitter, graph.steps)
+        self.values: dict[str, Lowered] = {}
+        self.outputs: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Lower every node; the input and the outputs keep their public names."""
+        labels = [n.op.label for n in self.graph if isinstance(n.op, ops.Output)]
+        for name in (self.graph.inputs[0].name, *labels):
+            self.emitter.fresh(name)
+        for node in self.graph:
+            args = [self.values[name] for name in node.inputs]
+            self.values[node.name] = EMIT[type(node.op)](self, node, node.op, args)
+
+    def read(self, node: Node, x: Lowered, form: Form) -> str:
+        """Tensor of `x` for `node`, repeated over the steps where the node's own value has steps."""
+        return self.layouts.read(x, form, node.name, step=node.value.time == "step")
+
+
+def _input(low: Lowering, node: Node, op: ops.Input, args: list[Lowered]) -> Lowered:
+    em, tensor = low.emitter, node.name
+    low.layouts.batch = (tensor, 1 if op.layout == "TB" else 0)
+    if op.layout == "B":
+        return Lowered(node.value, {"first": tensor})
+    if op.layout == "BT" and low.graph.steps > 1:
+        tensor = em.transpose(tensor, (1, 0, *range(2, len(op.shape) + 2)), node.name)
+    return Lowered(node.value, {"first": em.reshape(tensor, (-1, *op.shape), node.name)})
+
+
+def _constant(low: Lowering, node: Node, op: ops.Constant, args: list[Lowered]) -> Lowered:
+    return Lowered(node.value, constant=op)
+
+
+def _linear(low: Lowering, node: Node, op: ops.Linear, args: list[Lowered]) -> Lowered:
+    """Gemm over all positions of all steps; a bias per step is added behind it."""
+    em, (x,) = low.emitter, args
+    form: Form = "last" if len(node.value.shape) > 1 else "first"
+    inputs = [low.layouts.read(x, form, node.name), em.constant(op.weight.array(), f"{node.name}.weight")]
+    per_step = op.bias is not None and op.bias.ndim == 2
+    if op.bias is not None and not per_step:
+        inputs.append(em.constant(op.bias, f"{node.name}.bias"))
+    y = em.op("Gemm", inputs, node.name, transB=1)
+    if per_step:
+        y = _step_bias(low, node, y, form, x, op.bias)
+    return Lowered(node.value, {form: y})
+
+
+def _step_bias(low: Lowering, node: Node, y: str, form: Form, x: Lowered, bias: Array | None) -> str:
+    if bias is None:
+        return y
+    trailing = 0 if form == "last" else len(node.value.shape) - 1
+    terms = bias.reshape(*bias.shape, *([1] * trailing))
+    return low.layouts.with_steps(y, form, node.value.shape, x.value.time == "static", terms, node.name)
+
+
+def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Lowered]) -> Lowered:
+    em, (x,) = low.emitter, args
+    kernel = op.weight.shape[2:]
+    pointwise = set(kernel) == {1} and set(op.stride) == {1} and not any(op.padding) and op.groups == 1
+    if pointwise and x.native == "last":
+        matrix = ops.Linear(_as_matrix(op), op.bias)
+        return _linear(low, node, matrix, args)
+    inputs = [low.layouts.read(x, "first", node.name), em.constant(op.weight.array(), f"{node.name}.weight")]
+    if op.bias is not None and op.bias.ndim == 1:
+        inputs.append(em.constant(op.bias, f"{node.name}.bias"))
+    y = em.op(
+        "Conv",
+        inputs,
+        node.name,
+        kernel_shape=list(kernel),
+        strides=list(op.stride),
+        pads=[*op.padding, *op.padding],
+        dilations=list(op.dilation),
+        group=op.groups,
+    )
+    if op.bias is not None and op.bias.ndim == 2:
+        y = _step_bias(low, node, y, "first", x, op.bias)
+    return Lowered(node.value, {"first": y})
+
+
+def _as_matrix(op: ops.Conv) -> Any:
+    array = op.weight.array()
+    return type(op.weight).dense(array.reshape(array.shape[:2]))
+
+
+def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Lowered]) -> Lowered:
+    return emit_neuron(low.layouts, node, op, args[0])
+
+
+def _reduce(low: Lowering, node: Node, op: ops.Reduce, args: list[Lowered]) -> Lowered:
+    em, (x,) = low.emitter, args
+    kind, shape = "ReduceMean" if op.mean else "ReduceSum", x.value.shape
+    if x.native == "last" and op.over == tuple(range(1, len(shape))):
+        rows = em.reshape(x.tensors["last"], (-1, math.prod(shape[1:]), shape[0]), node.name)
+        y = em.reduce(kind, rows, [1], False, node.name)
+        return Lowered(node.value, {"last" if op.keepdims else "first": y})
+    tensor = low.layouts.read(x, "first", node.name)
+    y = em.reduce(kind, tensor, [a + 1 for a in op.over], op.keepdims, node.name)
+    return Lowered(node.value, {"first": y})
+
+
+def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Lowered]) -> Lowered:
+    return emit_matmul(low.layouts, node, op, *args)
+
+
+def _flatten(low: Lowering, node: Node, op: ops.Flatten, args: list[Lowered]) -> Lowered:
+    (x,) = args
+    tensor = low.layouts.read(x, "first", node.name)
+    if len(x.value.shape) == 1:
+        return Lowered(node.value, {"first": tensor})
+    return Lowered(node.value, {"first": low.emitter.reshape(tensor, (-1, *node.value.shape), node.name)})
+
+
+def _concat(low: Lowering, node: Node, op: ops.Concat, args: list[Lowered]) -> Lowered:
+    rows = op.axis == 0 and any(a.native == "last" for a in args)
+    form: Form = "last" if rows else "first"
+    parts = [low.read(node, a, form) for a in args]
+    return Lowered(node.value, {form: low.emitter.op("Concat", parts, node.name, axis=op.axis + 1)})
+
+
+def _slice(low: Lowering, node: Node, op: ops.Slice, args: list[Lowered]) -> Lowered:
+    em, (x,) = low.emitter, args
+    form: Form = "last" if op.axis == 0 and x.native == "last" else "first"
+    bounds = [em.integers([v]) for v in (op.start, op.stop, op.axis + 1)]
+    return Lowered(
+        node.value, {form: em.op("Slice", [low.layouts.read(x, form, node.name), *bounds], node.name)}
+    )
+
+
+def _readout(low: Lowering, node: Node, op: ops.Readout, args: list[Lowered]) -> Lowered:
+    em, (x,), steps = low.emitter, args, low.graph.steps
+    form: Form = "last" if x.native == "last" else "first"
+    tensor = low.layouts.read(x, form, node.name)
+    if x.value.time == "static" and op.mode == "sum" and steps > 1:
+        factor = em.constant(np.asarray(steps), f"{node.name}.steps")
+        return Lowered(node.value, {form: em.op("Mul", [tensor, factor], node.name)})
+    if x.value.time == "static" or steps == 1:
+        return Lowered(node.value, {form: tensor})
+    rest = x.value.shape[:1] if form == "last" else x.value.shape
+    view = em.reshape(tensor, (steps, -1, *rest), node.name)
+    if op.mode == "last":
+        index = em.array(np.asarray(steps - 1), f"{node.name}.last_step")
+        return Lowered(node.value, {form: em.op("Gather", [view, index], node.name, axis=0)})
+    kind = "ReduceMean" if op.mode == "mean" else "ReduceSum"
+    return Lowered(node.value, {form: em.reduce(kind, view, [0], False, node.name)})
+
+
+def _output(low: Lowering, node: Node, op: ops.Output, args: list[Lowered]) -> Lowered:
+    (x,) = args
+    tensor = low.layouts.read(x, "first", node.name)
+    low.outputs[op.label] = by_step(low, tensor, x.value.shape, op.layout, node.name)
+    return x
+
+
+def by_step(low: Lowering, tensor: str, shape: tuple[int, ...], layout: str, name: str) -> str:
+    """A `first` tensor as [B, *shape], [T, B, *shape] or [B, T, *shape]."""
+    if layout == "B":
+        return tensor
+    tensor = low.emitter.reshape(tensor, (low.graph.steps, -1, *shape), name)
+    if layout == "TB":
+        return tensor
+    return low.emitter.transpose(tensor, (1, 0, *range(2, len(shape) + 2)), name)
+
+
+EMIT: dict[type[ops.Op], Callable[[Lowering, Node, Any, list[Lowered]], Lowered]] = {
+    ops.Input: _input,
+    ops.Constant: _constant,
+    ops.Linear: _linear,
+    ops.Conv: _conv,
+    ops.Affine: lambda low, node, op, args: emit_affine(low.layouts, node, op, args[0]),
+    ops.Neuron: _neuron,
+    ops.MaxPool: lambda low, node, op, args: emit_maxpool(low.layouts, node, op, args[0]),
+    ops.AvgPool: lambda low, node, op, args: emit_avgpool(low.layouts, node, op, args[0]),
+    ops.Reduce: _reduce,
+    ops.Add: lambda low, node, op, args: emit_binary(low.layouts, node, "Add", args),
+    ops.Mul: lambda low, node, op, args: emit_binary(low.layouts, node, "Mul", args),
+    ops.Scale: lambda low, node, op, args: emit_scale(low.layouts, node, op, args[0]),
+    ops.MatMul: _matmul,
+    ops.Flatten: _flatten,
+    ops.Concat: _concat,
+    ops.Slice: _slice,
+    ops.Readout: _readout,
+    ops.Output: _output,
+}
+"""What each operator of the catalogue becomes."""

@@ -1,0 +1,156 @@
+"""Reading a stdeploy ONNX file: its contract, and the rewrite that shows or replaces spikes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, helper
+
+from stdeploy.errors import UserError
+from stdeploy.graph.weight import Array
+
+OWN = "own:"
+"""Prefix of the tensor that a forced neuron computed itself."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One neuron layer: the float tensor of its spikes [lead, *dims], its form, and the layer's own shape."""
+
+    tensor: str
+    form: str
+    dims: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class OnnxFile:
+    """An ONNX file with what its metadata says; UserError where it cannot be read."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self.model = onnx.load_model(self.path, load_external_data=False)
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
+        except DecodeError as error:
+            raise UserError(
+                f"{self.path} is not a complete ONNX file: {error}", hint="export it again"
+            ) from error
+        if not self.model.graph.node:
+            raise UserError(f"{self.path} is not an ONNX model (it has no nodes)", hint="export it again")
+        self.metadata: dict[str, str] = {p.key: p.value for p in self.model.metadata_props}
+        self.from_stdeploy = "stdeploy_version" in self.metadata
+        self.steps = int(self._json("steps", 1))
+        self.layers = {
+            name: Layer(item["tensor"], item["form"], tuple(item["dims"]), tuple(item["shape"]))
+            for name, item in self._json("neurons", {}).items()
+        }
+
+    def _json(self, key: str, default: Any) -> Any:
+        if key not in self.metadata:
+            return default
+        try:
+            return json.loads(self.metadata[key])
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: its metadata {key!r} is damaged", hint="export it again"
+            ) from error
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        return dict(self._json("input", {}))
+
+    @property
+    def input_name(self) -> str:
+        return str(self.model.graph.input[0].name)
+
+    @property
+    def output_names(self) -> list[str]:
+        return [str(o.name) for o in self.model.graph.output]
+
+    def batch(self, inputs: Array) -> int:
+        """Batch size of an input; UserError that names the expected shape where it does not fit."""
+        array = np.asarray(inputs)
+        contract = self.contract
+        if not contract:
+            return int(array.shape[0]) if array.ndim else 1
+        outer: dict[str, list[Any]] = {"B": ["B"], "BT": ["B", self.steps], "TB": [self.steps, "B"]}
+        wanted = [*outer[contract["layout"]], *contract["shape"]]
+        fits = len(wanted) == array.ndim and all(
+            w in ("B", n) for w, n in zip(wanted, array.shape, strict=True)
+        )
+        if not fits:
+            got = "x".join(str(n) for n in array.shape)
+            raise UserError(
+                f"the input has shape {got}, the model takes {'x'.join(str(w) for w in wanted)}",
+                hint="B is the batch size",
+            )
+        return int(array.shape[wanted.index("B")])
+
+    def rewritten(self, forced: Iterable[str] = ()) -> onnx.ModelProto:
+        """The model with every neuron layer's spikes as outputs.
+
+        The layers in `forced` become inputs as well, which their consumers read; what such a layer
+        computes itself is then the output `own:<tensor>`.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        names = list(forced)
+        unknown = sorted(set(names) - set(self.layers))
+        if unknown:
+            raise UserError(f"forced spikes name neurons that the file does not have: {', '.join(unknown)}")
+        replaced = {self.layers[n].tensor for n in names}
+        for node in model.graph.node:
+            for i, name in enumerate(node.output):
+                if name in replaced:
+                    node.output[i] = f"{OWN}{name}"
+        have = {o.name for o in model.graph.output}
+        for layer in self.layers.values():
+            if layer.tensor in replaced:
+                value = helper.make_tensor_value_info(layer.tensor, TensorProto.FLOAT, _dims(layer))
+                model.graph.input.append(value)
+            name = self.shown(layer, replaced)
+            if name not in have:
+                value = helper.make_tensor_value_info(name, TensorProto.FLOAT, _dims(layer))
+                model.graph.output.append(value)
+        return model
+
+    @staticmethod
+    def shown(layer: Layer, replaced: set[str]) -> str:
+        """Tensor in which a rewritten model shows what the layer computed itself."""
+        return f"{OWN}{layer.tensor}" if layer.tensor in replaced else layer.tensor
+
+    def to_graph(self, name: str, tensor: Array) -> Array:
+        """Spikes of a layer as uint8 [T, B, *shape], from the tensor in the file's form."""
+        layer, steps = self.layers[name], self.steps
+        if layer.form != "last":
+            return tensor.reshape(steps, -1, *layer.shape).astype(np.uint8)
+        rows = tensor.reshape(steps, -1, *layer.shape[1:], layer.shape[0])
+        return np.ascontiguousarray(np.moveaxis(rows, -1, 2).astype(np.uint8))
+
+    def from_graph(self, name: str, spikes: Array, batch: int) -> Array:
+        """Forced spikes [T, B, *shape] as the float32 tensor the file wants; UserError on a wrong shape."""
+        layer, array = self.layers[name], np.asarray(spikes, dtype=np.float32)
+        wanted = (self.steps, batch, *layer.shape)
+        if array.shape != wanted:
+            raise UserError(f"forced spikes of {name} have shape {array.shape}, the neuron {wanted}")
+        if layer.form == "last":
+            array = np.moveaxis(array, 2, -1)
+        return np.ascontiguousarray(array).reshape(-1, *layer.dims)
+
+    def forced_feeds(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Extra inputs of the rewritten model, by tensor name."""
+        return {
+            self.layers[name].tensor: self.from_graph(name, spikes, batch) for name, spikes in forced.items()
+        }
+
+
+def _dims(layer: Layer) -> list[int | None]:
+    return [None, *layer.dims]
