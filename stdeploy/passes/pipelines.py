@@ -1,0 +1,42 @@
+"""Which passes run for which target, in order."""
+
+from __future__ import annotations
+
+from stdeploy.passes.attention_order import AttentionOrder
+from stdeploy.passes.base import Pass, PassError, PassResult, run_pipeline
+from stdeploy.passes.common_subexpressions import CommonSubexpressions
+from stdeploy.passes.constant_channels import ConstantChannels
+from stdeploy.passes.dead_code import DeadCode
+from stdeploy.passes.fold_affine import FoldAffine, FoldScale
+from stdeploy.passes.fold_lowrank import FoldLowRank
+from stdeploy.passes.hoist_static import HoistStatic
+from stdeploy.passes.pack_csr import PackCsr
+
+__all__ = ["PIPELINES", "Pass", "PassError", "PassResult", "run_pipeline"]
+
+# Affine first: a pruned row's drive is a plain bias then. Low rank after: a BatchNorm behind a factor pair
+# folds into the outer factor either way.
+_FOLD: tuple[Pass, ...] = (DeadCode(), FoldAffine(), FoldScale(), FoldLowRank())
+
+PIPELINES: dict[str, tuple[Pass, ...]] = {
+    "default": (
+        *_FOLD,
+        ConstantChannels("fold"),
+        CommonSubexpressions(),
+        HoistStatic(),
+        AttentionOrder(),
+        PackCsr(),
+    ),
+    "inspect": (*_FOLD, ConstantChannels("fold"), CommonSubexpressions(), HoistStatic()),
+    "onnx": (
+        *_FOLD,
+        ConstantChannels("fold"),
+        CommonSubexpressions(),
+        HoistStatic(),
+        AttentionOrder(),
+        PackCsr(),
+    ),
+    # NIR has no bias per step; its exporter writes dense tensors and lowers either attention order itself.
+    "nir": (*_FOLD, ConstantChannels("keep"), CommonSubexpressions(), HoistStatic()),
+}
+"""Passes by target name; "default" is what `onnx` runs, "inspect" leaves weights and attention as they are."""
