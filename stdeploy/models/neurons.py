@@ -23,7 +23,7 @@ class _Fire(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, tau: Tensor, threshold: Tensor, rest: float | None, decay_input: bool
     ) -> Tensor:
         r = rest or 0.0
@@ -58,7 +58,9 @@ class _Fire(torch.autograd.Function):
             before = _after_reset(h[t - 1], threshold, ctx.rest) if t else torch.full_like(h[0], r)
             if ctx.decay_input:
                 grad_x[t] = grad_h / tau
-                grad_tau -= grad_h * (h[t] - before) / tau  # dh/dtau = -(x - (v - r)) / tau^2 = -(h - v) / tau
+                grad_tau -= (
+                    grad_h * (h[t] - before) / tau
+                )  # dh/dtau = -(x - (v - r)) / tau^2 = -(h - v) / tau
             else:
                 grad_x[t] = grad_h
                 grad_tau += grad_h * (before - r) / (tau * tau)
@@ -101,7 +103,7 @@ class LIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes `[T, ...]` of inputs `[T, ...]`."""
         tau, threshold = x.new_tensor(self.tau), x.new_tensor(self.v_threshold)
-        return _Fire.apply(x, tau, threshold, self.v_reset, self.decay_input)  # type: ignore[no-any-return]
+        return _Fire.apply(x, tau, threshold, self.v_reset, self.decay_input)  # type: ignore[no-any-return,no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, v_threshold={self.v_threshold}, v_reset={self.v_reset}, decay_input={self.decay_input}"
@@ -151,7 +153,7 @@ class SLIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes `[T, ...]` of inputs `[T, ...]`."""
         tau, threshold = self._per_channel(self.tau, x), self._per_channel(self.v_threshold, x)
-        return _Fire.apply(x, tau, threshold, self.v_reset, self.decay_input)  # type: ignore[no-any-return]
+        return _Fire.apply(x, tau, threshold, self.v_reset, self.decay_input)  # type: ignore[no-any-return,no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"shape={tuple(self.tau.shape)}, v_reset={self.v_reset}, decay_input={self.decay_input}"

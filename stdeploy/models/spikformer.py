@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,9 @@ class SpikformerConfig:
 
     `stem`: per stage (channels, pool). `blocks`: kept dimensions per block, or empty for the full model.
     `tau` holds for every neuron; `attn_threshold` for the one behind the attention product.
-    `legacy_norms` adds the two unused LayerNorms a block that the published code carries (and counts).
+    `neuron="slif"` puts sLIF into the blocks; the stem keeps LIF, as in the papers. `legacy_norms` and
+    `legacy_position` add parameters that the published code carries and counts, but never uses: two
+    LayerNorms a block; a position table and a LayerNorm.
     """
 
     depth: int
@@ -51,6 +54,7 @@ class SpikformerConfig:
     neuron: Literal["lif", "slif"] = "lif"
     per_channel: bool = False
     legacy_norms: bool = False
+    legacy_position: bool = False
     blocks: tuple[BlockDims, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -67,6 +71,15 @@ class SpikformerConfig:
             return self.blocks[index]
         heads = (self.embed_dim // self.num_heads,) * self.num_heads
         return BlockDims(heads, heads, self.mlp_dim)
+
+    @property
+    def token_map(self) -> tuple[int, int]:
+        """Height and width of the stem's output, one token a pixel."""
+        height, width = self.image_size
+        for _, pool in self.stem:
+            if pool:
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,12 +98,12 @@ class SpikformerConfig:
             raise UserError(f"not a Spikformer configuration: {error}") from error
 
 
-def _neuron(config: SpikformerConfig, channels: int, channel_dim: int, threshold: float | None = None) -> nn.Module:
+def _neuron(config: SpikformerConfig, channels: int, threshold: float | None = None) -> nn.Module:
     v_threshold = config.v_threshold if threshold is None else threshold
     if config.neuron == "lif":
         return LIF(config.tau, v_threshold, config.v_reset)
     size = channels if config.per_channel else None
-    return SLIF(config.tau, v_threshold, config.v_reset, channels=size, channel_dim=channel_dim)
+    return SLIF(config.tau, v_threshold, config.v_reset, channels=size)
 
 
 class PatchStem(nn.Module):
@@ -106,14 +119,14 @@ class PatchStem(nn.Module):
         self.repeats = config.input_kind == "image"
         self.pooled = [pool for _, pool in config.stem]
         widths = [config.in_channels, *(c for c, _ in config.stem)]
-        for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (before, after) in enumerate(pairwise(widths)):
             self.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1, bias=False))
             self.add_module(f"bn{i}", nn.BatchNorm2d(after))
-            self.add_module(f"lif{i}", _neuron(config, after, 2))
+            self.add_module(f"lif{i}", LIF(config.tau, config.v_threshold, config.v_reset))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.rpe_conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1, bias=False)
         self.rpe_bn = nn.BatchNorm2d(config.embed_dim)
-        self.rpe_lif = _neuron(config, config.embed_dim, 2)
+        self.rpe_lif = LIF(config.tau, config.v_threshold, config.v_reset)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens `[T, B, N, d]` of images `[B, C, H, W]` or frames `[T, B, C, H, W]`."""
@@ -137,7 +150,7 @@ class _LinearBN(nn.Module):
     def _add(self, name: str, config: SpikformerConfig, before: int, after: int, bias: bool) -> None:
         self.add_module(f"{name}_linear", nn.Linear(before, after, bias=bias))
         self.add_module(f"{name}_bn", nn.BatchNorm1d(after))
-        self.add_module(f"{name}_lif", _neuron(config, after, -1))
+        self.add_module(f"{name}_lif", _neuron(config, after))
 
     def _project(self, name: str, x: Tensor) -> Tensor:
         y = self.get_submodule(f"{name}_linear")(x).flatten(0, 1)
@@ -155,7 +168,7 @@ class SpikingSelfAttention(_LinearBN):
         self._add("q", config, config.embed_dim, sum(dims.qk), config.qkv_bias)
         self._add("k", config, config.embed_dim, sum(dims.qk), config.qkv_bias)
         self._add("v", config, config.embed_dim, sum(dims.v), config.qkv_bias)
-        self.attn_lif = _neuron(config, sum(dims.v), -1, config.attn_threshold)
+        self.attn_lif = _neuron(config, sum(dims.v), config.attn_threshold)
         self._add("proj", config, sum(dims.v), config.embed_dim, config.proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,11 +176,12 @@ class SpikingSelfAttention(_LinearBN):
         q, k, v = (self._project(name, x) for name in "qkv")
         if len(set(self.qk_heads)) == 1 and len(set(self.v_heads)) == 1:
             heads = len(self.v_heads)
-            q, k, v = (tensor.unflatten(-1, (heads, -1)).transpose(2, 3) for tensor in (q, k, v))
+            q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(2, 3) for x in (q, k, v))
             y = ((q @ k.transpose(-2, -1)) @ v).transpose(2, 3).flatten(-2)
         else:
-            triples = zip(q.split(self.qk_heads, -1), k.split(self.qk_heads, -1), v.split(self.v_heads, -1), strict=True)
-            y = torch.cat([(a @ b.transpose(-2, -1)) @ c for a, b, c in triples], dim=-1)
+            sizes = (self.qk_heads, self.qk_heads, self.v_heads)
+            heads_of = (torch.split(x, list(size), -1) for x, size in zip((q, k, v), sizes, strict=True))
+            y = torch.cat([(a @ b.transpose(-2, -1)) @ c for a, b, c in zip(*heads_of, strict=True)], dim=-1)
         return self._project("proj", self.attn_lif(y * self.scale))
 
 
@@ -214,6 +228,10 @@ class Spikformer(nn.Module):
         self.patch_embed = PatchStem(config)
         self.block = nn.ModuleList(SpikformerBlock(config, i) for i in range(config.depth))
         self.head = nn.Linear(config.embed_dim, config.num_classes)
+        if config.legacy_position:
+            height, width = config.token_map
+            self.pos_embed = nn.Parameter(torch.zeros(1, height * width, config.embed_dim))
+            self.norm = nn.LayerNorm(config.embed_dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

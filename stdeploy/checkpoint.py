@@ -1,0 +1,110 @@
+"""The native checkpoint: configuration, weights and compression record; reading one runs no code of it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stdeploy.errors import UserError
+from stdeploy.files import atomic_write, sha256
+from stdeploy.models.spikformer import Spikformer, SpikformerConfig
+
+FORMAT = "stdeploy.checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A module in eval mode, with what the file says about it."""
+
+    module: nn.Module
+    source: Path
+    sha256: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    compression: Mapping[str, Any] | None = None
+
+
+def save_checkpoint(
+    path: Path | str, model: Spikformer, compression: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `model` with its configuration; the file appears whole or not at all (UserError if it cannot)."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.to_dict(),
+        "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
+        "compression": dict(compression) if compression else None,
+    }
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+    return Path(path)
+
+
+def read_container(path: Path) -> Any:
+    """Unpickle `path` with tensors and plain data only; UserError for anything else, nothing executed."""
+    if not path.is_file():
+        raise UserError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain data, and loading it could run code: {_reason(error)}",
+            hint="save its state_dict() alone and name the model with --model package.module:factory",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint: {_reason(error)}", hint="is it truncated?"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def load_checkpoint(path: Path | str) -> LoadedModel:
+    """Model of a file written by save_checkpoint, in eval mode; UserError that says what does not fit."""
+    source = Path(path)
+    content = read_container(source)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{source} is not a stdeploy checkpoint", hint="name the model with --model")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{source} has version {content.get('version')}; this stdeploy reads version {VERSION}"
+        )
+    config = SpikformerConfig.from_dict(content.get("config", {}))
+    model = Spikformer(config)
+    load_state(model, content.get("state_dict", {}), source)
+    return LoadedModel(model.eval(), source, sha256(source), config.to_dict(), content.get("compression"))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:
+    """Copy `state` into `model`; UserError that names missing, unexpected and misshapen entries."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{label}: {_some(names)}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(dict(state))
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
