@@ -27,7 +27,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of `images` that `model` classifies right, in eval mode."""
     model.eval()
     right = sum(
-        int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(250), labels.split(250), strict=True)
+        int((model(x).argmax(1) == y).sum())
+        for x, y in zip(images.split(250), labels.split(250), strict=True)
     )
     return right / len(labels)
 
@@ -61,7 +62,13 @@ def train(
         schedule.load_state_dict(saved["schedule"])
         start = saved["step"]
         log(log_file, f"{title}: resumed at step {start} of {steps}")
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
     mean_loss = 0.0
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(title, total=steps, completed=start, loss="")
@@ -86,7 +93,9 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1000 * seed + epoch))
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: object, step: int) -> None:
+def _save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: object, step: int
+) -> None:
     temporary = path.with_suffix(".part")
     torch.save(
         {
