@@ -1,0 +1,67 @@
+"""Basic facts about written artefacts, read from the files alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from stdeploy.errors import UserError
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size, node kinds and metadata of an .onnx or .nir file; UserError where it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
+    facts: dict[str, Any] = {"file": str(path), "size_bytes": path.stat().st_size}
+    return {**facts, **(_onnx(path) if path.suffix == ".onnx" else _nir(path))}
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(str(path))
+    except (DecodeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable ONNX file: {error}") from error
+    graph = model.graph
+    return {
+        "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import),
+        "inputs": ", ".join(_tensor(v) for v in graph.input),
+        "outputs": ", ".join(_tensor(v) for v in graph.output),
+        "nodes": len(graph.node),
+        "operators": _counts(n.op_type for n in graph.node),
+        **{f"meta {p.key}": _short(p.value) for p in model.metadata_props},
+    }
+
+
+def _tensor(info: Any) -> str:
+    dims = [d.dim_param or str(d.dim_value) for d in info.type.tensor_type.shape.dim]
+    return f"{info.name}[{','.join(dims)}]"
+
+
+def _nir(path: Path) -> dict[str, Any]:
+    import nir
+
+    try:
+        graph = nir.read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path} is not a readable NIR file: {error}") from error
+    return {
+        "inputs": ", ".join(f"{k} {list(v.input_type['input'])}" for k, v in graph.inputs.items()),
+        "outputs": ", ".join(f"{k} {list(v.output_type['output'])}" for k, v in graph.outputs.items()),
+        "nodes": len(graph.nodes),
+        "edges": len(graph.edges),
+        "operators": _counts(type(n).__name__ for n in graph.nodes.values()),
+        **{f"meta {k}": _short(v) for k, v in (graph.metadata or {}).items()},
+    }
+
+
+def _counts(kinds: Any) -> str:
+    return ", ".join(f"{kind} {n}" for kind, n in Counter(kinds).most_common())
+
+
+def _short(value: Any, limit: int = 160) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

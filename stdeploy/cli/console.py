@@ -1,0 +1,86 @@
+"""Streams: results on stdout, everything else on stderr; colour and progress only on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stdeploy.files import atomic_write
+
+_PIPED_WIDTH = 200
+"""Columns where stdout is no terminal, so that piped tables are not cut."""
+
+
+class Talk:
+    """What one command says, and where: nothing but JSON reaches stdout when JSON goes there."""
+
+    def __init__(self, json_file: str | None = None, verbose: int = 0, quiet: bool = False) -> None:
+        self.json_file, self.verbose, self.quiet = json_file, verbose, quiet
+        self._result = _console(sys.stderr if json_file == "-" else sys.stdout)
+        self._log = _console(sys.stderr)
+
+    def result(self, item: RenderableType) -> None:
+        """A part of the result."""
+        if not self.quiet:
+            self._result.print(Text(item) if isinstance(item, str) else item)
+
+    def phase(self, name: str, text: str, seconds: float | None = None) -> None:
+        """One finished phase of an export: ` trace    58 nodes, T=4     0.8 s`."""
+        lines = text.splitlines() or [""]
+        took = "" if seconds is None else f"  {seconds:.1f} s"
+        self.result("\n".join([f" {name:<8} {lines[0]}{took}", *(f"          {line}" for line in lines[1:])]))
+
+    def log(self, text: str) -> None:
+        """A remark that is not part of the result."""
+        if not self.quiet:
+            self._log.print(Text(text))
+
+    def detail(self, text: str) -> None:
+        """A remark for -v."""
+        if self.verbose:
+            self.log(text)
+
+    def document(self, content: dict[str, Any]) -> None:
+        """The JSON form of the result, where --json asks for it."""
+        if self.json_file is None:
+            return
+        text = json.dumps(content, indent=2, allow_nan=False)
+        if self.json_file == "-":
+            sys.stdout.write(text + "\n")
+            return
+        with atomic_write(Path(self.json_file)) as temporary:
+            temporary.write_text(text + "\n")
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal's stderr that goes away when done; the callback takes the count so far."""
+        if self.quiet or not self._log.is_terminal:
+            yield lambda done: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._log, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
+
+def _console(stream: Any) -> Console:
+    terminal = stream.isatty()
+    return Console(file=stream, highlight=False, markup=False, width=None if terminal else _PIPED_WIDTH)
+
+
+def size_text(size: int) -> str:
+    """Bytes as a person reads them: 3.1 MB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

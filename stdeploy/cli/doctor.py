@@ -1,0 +1,34 @@
+"""`stdeploy doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from stdeploy.cli.options import common_options
+
+EPILOG = """\b
+Examples:
+  stdeploy doctor
+  stdeploy doctor --json report.json
+\b
+Exit code 1 where something installed is broken; what is merely not installed is no fault.
+"""
+
+
+@click.command(epilog=EPILOG)
+@common_options
+def command(json_file: str | None, verbose: int, quiet: bool, traceback: bool) -> int:
+    """Show versions, devices and readers found here, and what is broken."""
+    from stdeploy.cli.console import Talk
+    from stdeploy.environment import examine
+
+    talk = Talk(json_file, verbose, quiet)
+    found = examine()
+    for part in found.parts:
+        talk.result(f"{part.name:<16} {part.version or 'not installed':<16} {part.remark}".rstrip())
+    for warning in found.warnings:
+        talk.result(f"warning: {warning}")
+    for problem in found.problems:
+        talk.result(f"problem: {problem}")
+    talk.document(found.to_dict())
+    return 1 if found.problems else 0

@@ -1,0 +1,166 @@
+"""`stdeploy export`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stdeploy.cli.options import common_options, data_option, model_options
+
+if TYPE_CHECKING:
+    from stdeploy.cli.console import Talk
+    from stdeploy.parity import Report
+    from stdeploy.workflow import Lowered, Source
+
+EPILOG = """\b
+Examples:
+  stdeploy export pruned.pt --target onnx -o model.onnx
+  stdeploy export pruned.pt --target nir --data images.npz -n 256
+  stdeploy export weights.pth --model mypackage.models:spikformer --input 3x32x32 --target onnx
+  stdeploy export pruned.pt --target graph -o pruned.stg    (then: stdeploy export pruned.stg --target nir)
+"""
+_NOTES = 8
+"""Notes of the passes that are printed without -v."""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="onnx, nir, graph, or a plug-in's name (stdeploy targets).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write (default: MODEL's name here)."
+)
+@click.option("--no-verify", is_flag=True, help="Do not run the artefact against the model.")
+@data_option
+@click.option("-n", "--samples", type=click.IntRange(min=1), help="Samples to verify on (default 16).")
+@click.option("--reader", "readers", multiple=True, help="NIR reader to verify with (repeatable).")
+@click.option("--save-graph", type=click.Path(path_type=Path), help="Also write the traced graph (.stg).")
+@model_options
+@common_options
+def command(
+    model_file: Path,
+    target: str,
+    output: Path | None,
+    no_verify: bool,
+    data: Path | None,
+    samples: int | None,
+    readers: tuple[str, ...],
+    save_graph: Path | None,
+    json_file: str | None,
+    verbose: int,
+    quiet: bool,
+    traceback: bool,
+    model: str | None,
+    **options: Any,
+) -> None:
+    """Compile MODEL (a checkpoint, or a .stg graph) for a target and prove that it computes the same spikes."""
+    from stdeploy import workflow
+    from stdeploy.cli.console import Talk, size_text
+    from stdeploy.graph import file as graph_file
+
+    talk = Talk(json_file, verbose, quiet)
+    path = output or Path(model_file.stem + workflow.suffix_of(target))
+    workflow.refuse_overwriting(model_file, path)
+    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    describe(talk, source)
+    if save_graph is not None:
+        graph_file.save_graph(source.graph, save_graph)
+    if target == "graph":
+        graph_file.save_graph(source.graph, path)
+        talk.phase("export", f"{path}  {size_text(path.stat().st_size)}")
+        talk.document(
+            {"schema_version": 1, "path": str(path), "target": target, "size_bytes": path.stat().st_size}
+        )
+        return
+    lowered = workflow.lower(source.graph, target)
+    describe_passes(talk, lowered)
+    start = time.perf_counter()
+    artifact = workflow.export(source, lowered, path)
+    seconds = time.perf_counter() - start
+    was = f" (was {size_text(model_file.stat().st_size)})"
+    talk.phase(
+        "export", "\n".join([f"{path}  {size_text(artifact.size_bytes)}{was}", *artifact.notes]), seconds
+    )
+    reports = [] if no_verify else verify(talk, source, lowered, path, data, samples, readers)
+    talk.document(
+        {
+            "schema_version": 1,
+            "path": str(path),
+            "target": target,
+            "size_bytes": artifact.size_bytes,
+            "trace_s": source.seconds,
+            "passes_s": lowered.seconds,
+            "export_s": seconds,
+            "notes": [*lowered.result.notes, *artifact.notes],
+            "verify": [report.to_dict() for report in reports],
+        }
+    )
+    conclude(talk, reports, f"the file {path} was written but must not be used")
+    if no_verify:
+        talk.log(f"not verified; stdeploy verify {model_file} {path} does it")
+
+
+def describe(talk: Talk, source: Source) -> None:
+    """The line about the trace."""
+    graph = source.graph
+    kind = graph.metadata.get("model", "graph")
+    text = f"{kind}, {len(graph)} nodes, {len(graph.neurons)} neuron layers, T={graph.steps}"
+    notes = source.opened.notes if source.opened is not None else ()
+    talk.phase("trace", "\n".join([text, *notes]), source.seconds)
+
+
+def describe_passes(talk: Talk, lowered: Lowered) -> None:
+    """The lines about the passes."""
+    notes = list(lowered.result.notes)
+    shown = notes if talk.verbose else notes[:_NOTES]
+    if len(shown) < len(notes):
+        shown.append(f"... {len(notes) - len(shown)} more (-v)")
+    graph = lowered.graph
+    text = f"{len(graph)} nodes, {len(graph.neurons)} neuron layers left"
+    talk.phase("passes", "\n".join([text, *shown]), lowered.seconds)
+
+
+def verify(
+    talk: Talk,
+    source: Source,
+    lowered: Lowered,
+    path: Path,
+    data: Path | None,
+    samples: int | None,
+    readers: tuple[str, ...],
+) -> list[Report]:
+    """Run every executor of the artefact against the source; a line each."""
+    from stdeploy import workflow
+    from stdeploy.data import load_data, random_data
+    from stdeploy.verify import batch_axis
+
+    if data is not None:
+        inputs, labels = load_data(data, source.graph, samples)
+    else:
+        inputs, labels = random_data(source.graph, samples or 16), None
+        talk.log("no --data: verifying on standard normal noise (fixed seed)")
+    reports = []
+    for candidate in workflow.executors(path, readers):
+        start = time.perf_counter()
+        with talk.progress(f"verify {candidate.name}", inputs.shape[batch_axis(source.graph)]) as progress:
+            report = workflow.check(source, lowered.graph, candidate, inputs, labels, progress)
+        talk.phase("verify", report.summary(), time.perf_counter() - start)
+        if report.mismatches or not report.ok or talk.verbose:
+            talk.result(report.render())
+        else:
+            for warning in report.warnings:
+                talk.log(f"warning: {warning}")
+        reports.append(report)
+    return reports
+
+
+def conclude(talk: Talk, reports: list[Report], consequence: str) -> None:
+    """ParityError (exit 1) where any report found what rounding does not explain."""
+    from stdeploy.errors import ParityError
+
+    failed = [report for report in reports if not report.ok]
+    if failed:
+        problems = "; ".join(problem for report in failed for problem in report.problems)
+        raise ParityError(problems, failed[0], hint=consequence)

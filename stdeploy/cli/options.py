@@ -1,0 +1,144 @@
+"""Options that several sub-commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NEURON_KEYS = ("tau", "v_threshold", "v_reset", "decay_input")
+_BOOLEANS = {"true": True, "false": False}
+
+
+class Shape(click.ParamType[tuple[int, ...]]):
+    """`3x32x32` as a tuple of positive integers."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if not all(p.isdecimal() and int(p) > 0 for p in parts):
+            self.fail(f"{value!r} is not a shape; give one sample without batch, as 3x32x32", param, ctx)
+        return tuple(int(p) for p in parts)
+
+
+class NeuronSettings(click.ParamType[dict[str, Any]]):
+    """`tau=2.0,v_threshold=1.0,v_reset=none,decay_input=true` as a dictionary."""
+
+    name = "settings"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, dict):
+            return value
+        out: dict[str, float | bool | None] = {}
+        for item in str(value).split(","):
+            key, _, text = (part.strip().lower() for part in item.partition("="))
+            if key not in NEURON_KEYS:
+                self.fail(f"no setting {key!r}; there are {', '.join(NEURON_KEYS)}", param, ctx)
+            try:
+                out[key] = _setting(key, text)
+            except (KeyError, ValueError):
+                self.fail(f"{text!r} is not a value of {key}", param, ctx)
+        return out
+
+
+def _setting(key: str, text: str) -> float | bool | None:
+    if key == "decay_input":
+        return _BOOLEANS[text]
+    if key == "v_reset" and text in ("none", "soft"):
+        return None
+    return float(text)
+
+
+class JsonFile(click.ParamType[str]):
+    """Where `--json` writes: `-` for stdout, or a file that ends in .json.
+
+    The suffix is required because the file is optional: `--json model.pt` must not overwrite a model.
+    """
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value != "-" and not str(value).endswith(".json"):
+            self.fail(
+                f"{value!r} does not end in .json; for stdout put --json last or write --json=-", param, ctx
+            )
+        return str(value)
+
+
+_PATH = click.Path(path_type=Path)
+
+
+def model_options(function: F) -> F:
+    """What a file may not say about its model."""
+    for option in reversed(
+        (
+            click.option(
+                "--model",
+                metavar="PACKAGE.MODULE:FACTORY",
+                help="Code that builds the model (called without arguments), where the file holds weights only. "
+                "It is imported and run: name only code that you trust.",
+            ),
+            click.option(
+                "--state-dict-key", metavar="KEY", help="Entry of a container that holds the weights."
+            ),
+            click.option(
+                "--input",
+                "input_shape",
+                type=Shape(),
+                help="One sample without batch: 3x32x32; 16x2x128x128 for event frames.",
+            ),
+            click.option(
+                "--layout",
+                type=click.Choice(["B", "BT", "TB"]),
+                help="Order of batch and time in the model's input (default: B, or BT for 4-d samples).",
+            ),
+            click.option(
+                "--steps", type=click.IntRange(min=1), help="Time steps T; checked against the model."
+            ),
+            click.option(
+                "--neuron",
+                type=NeuronSettings(),
+                help="Neuron settings that override the model's: tau=2.0,v_threshold=1.0,v_reset=none.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def common_options(function: F) -> F:
+    """-v, -q, --json and --traceback."""
+    for option in reversed(
+        (
+            click.option(
+                "--json",
+                "json_file",
+                type=JsonFile(),
+                is_flag=False,
+                flag_value="-",
+                help="Write the result as JSON to stdout, or to a .json file.",
+            ),
+            click.option("-v", "--verbose", count=True, help="Say more."),
+            click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+            click.option("--traceback", is_flag=True, help="Show the traceback of an error."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def data_option(function: F) -> F:
+    """--data."""
+    return click.option(
+        "--data",
+        type=_PATH,
+        metavar="NPZ",
+        help="Inputs to verify on: array images (float32, as the model takes them), optionally labels.",
+    )(function)

@@ -1,0 +1,59 @@
+"""`stdeploy verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stdeploy.cli.options import common_options, data_option, model_options
+
+EPILOG = """\b
+Examples:
+  stdeploy verify pruned.pt model.onnx --data images.npz -n 256
+  stdeploy verify pruned.pt model.nir --data images.npz --reader snntorch --reader spikingjelly
+  stdeploy verify pruned.stg model.onnx --json report.json
+\b
+Each neuron layer is compared on the model's own spikes (teacher forcing). A spike that differs is explained
+where its exact membrane lies within float32 rounding of the threshold; anything else fails (exit 1).
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("artefact", metavar="ARTEFACT", type=click.Path(path_type=Path))
+@data_option
+@click.option(
+    "-n", "--samples", type=click.IntRange(min=1), help="Samples to compare (default 16; all of --data)."
+)
+@click.option(
+    "--reader", "readers", multiple=True, help="NIR reader to use (repeatable; default: all installed)."
+)
+@model_options
+@common_options
+def command(
+    model_file: Path,
+    artefact: Path,
+    data: Path | None,
+    samples: int | None,
+    readers: tuple[str, ...],
+    json_file: str | None,
+    verbose: int,
+    quiet: bool,
+    traceback: bool,
+    model: str | None,
+    **options: Any,
+) -> None:
+    """Compare ARTEFACT with MODEL, spike for spike."""
+    from stdeploy import workflow
+    from stdeploy.cli import export
+    from stdeploy.cli.console import Talk
+
+    talk = Talk(json_file, verbose, quiet)
+    target = workflow.target_of(artefact)
+    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    lowered = workflow.lower(source.graph, target)
+    reports = export.verify(talk, source, lowered, artefact, data, samples, readers)
+    talk.document({"schema_version": 1, "verify": [report.to_dict() for report in reports]})
+    export.conclude(talk, reports, f"do not use {artefact}; export it again with this version")

@@ -1,0 +1,85 @@
+"""Inputs to verify on: the user's npz, or random ones that say so."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stdeploy.errors import UserError
+from stdeploy.graph import Graph
+from stdeploy.graph.ops import Input
+from stdeploy.graph.weight import Array
+
+SEED = 0
+"""Seed of the random inputs that stand in where the user gives no data."""
+
+
+def load_data(path: Path, graph: Graph, limit: int | None = None) -> tuple[Array, Array | None]:
+    """`images` (float32, in the model's layout) and `labels` of an npz file, at most `limit` samples.
+
+    Raises UserError that names the file and the shape it should have.
+    """
+    wanted = input_text(graph)
+    hint = f"save it with numpy.savez(path, images=float32 {wanted}, labels=int64 n)"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files if name in ("images", "labels")}
+            names = list(archive.files)
+    except FileNotFoundError as error:
+        raise UserError(f"--data {path} does not exist") from error
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--data {path} is not a readable npz file: {error}", hint=hint) from error
+    if "images" not in data:
+        raise UserError(f"--data {path} has no array called images (it has: {', '.join(names)})", hint=hint)
+    images, labels = data["images"], data.get("labels")
+    fault = _fault(images, labels, graph)
+    if fault:
+        raise UserError(f"--data {path}: {fault}", hint=hint)
+    axis = 1 if _input(graph).layout == "TB" else 0
+    count = images.shape[axis] if limit is None else min(limit, images.shape[axis])
+    chosen = np.take(images, range(count), axis=axis)
+    return chosen, None if labels is None else labels[:count]
+
+
+def _fault(images: Array, labels: Array | None, graph: Graph) -> str | None:
+    op = _input(graph)
+    lead: dict[str, list[int | None]] = {"B": [None], "BT": [None, graph.steps], "TB": [graph.steps, None]}
+    wanted = [*lead[op.layout], *op.shape]
+    if images.ndim != len(wanted) or any(
+        w not in (None, n) for w, n in zip(wanted, images.shape, strict=True)
+    ):
+        return f"images have shape {'x'.join(map(str, images.shape))}, the model takes {input_text(graph)}"
+    if images.dtype != np.float32:
+        return f"images are {images.dtype}, not float32 as the model takes them (normalised)"
+    if not np.all(np.isfinite(images)):
+        return "images hold values that are not finite"
+    count = images.shape[wanted.index(None)]
+    if count == 0:
+        return "images hold no sample"
+    if labels is not None and labels.shape != (count,):
+        return f"labels have shape {list(labels.shape)} for {count} images"
+    return None
+
+
+def random_data(graph: Graph, samples: int, seed: int = SEED) -> Array:
+    """Standard normal inputs in the model's layout, float32: they exercise the network but mean nothing."""
+    op = _input(graph)
+    lead = {"B": (samples,), "BT": (samples, graph.steps), "TB": (graph.steps, samples)}[op.layout]
+    return np.random.default_rng(seed).standard_normal((*lead, *op.shape)).astype(np.float32)
+
+
+def input_text(graph: Graph) -> str:
+    """The input's shape in words: n x 1 x 28 x 28."""
+    op = _input(graph)
+    lead: dict[str, list[Any]] = {"B": ["n"], "BT": ["n", graph.steps], "TB": [graph.steps, "n"]}
+    return "x".join(str(d) for d in [*lead[op.layout], *op.shape])
+
+
+def _input(graph: Graph) -> Input:
+    op = graph.inputs[0].op
+    if not isinstance(op, Input):
+        raise TypeError("the graph's first input is not an Input")
+    return op

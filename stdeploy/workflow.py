@@ -1,0 +1,208 @@
+"""From a file to a proven artefact: open, trace, lower, export, compare. What the command line calls."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stdeploy import __version__
+from stdeploy.errors import Unsupported, UnsupportedError, UserError
+from stdeploy.exporters import load_target, targets
+from stdeploy.exporters.artifact import Artifact
+from stdeploy.graph import Graph
+from stdeploy.graph.execution import Executor
+from stdeploy.graph.file import SUFFIX as GRAPH_SUFFIX
+from stdeploy.graph.file import load_graph
+from stdeploy.graph.interpreter import Interpreter
+from stdeploy.graph.weight import Array
+from stdeploy.parity import Report
+from stdeploy.passes.base import PassResult, run_pipeline
+from stdeploy.verify import compare
+
+if TYPE_CHECKING:
+    from stdeploy.checkpoint_foreign import OpenedModel
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a file may not say about its model (see `stdeploy export --help`)."""
+
+    model: str | None = None
+    state_dict_key: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    layout: str | None = None
+    steps: int | None = None
+    neuron: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A traced model: its graph before any pass, and what runs it as the user's own code does.
+
+    `reference` is the PyTorch model; for a graph file, which has none, the interpreter in float32.
+    """
+
+    path: Path
+    graph: Graph
+    reference: Executor
+    opened: OpenedModel | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """The graph after a target's passes."""
+
+    result: PassResult
+    target: str
+    seconds: float
+
+    @property
+    def graph(self) -> Graph:
+        return self.result.graph
+
+
+def open_source(path: Path, options: SourceOptions | None = None) -> Source:
+    """Read and trace a checkpoint, or read a graph file (which needs no PyTorch)."""
+    options = options or SourceOptions()
+    start = time.perf_counter()
+    if path.suffix == GRAPH_SUFFIX:
+        graph = load_graph(path)
+        return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
+    from stdeploy.checkpoint_foreign import open_checkpoint
+    from stdeploy.trace import trace
+
+    opened = open_checkpoint(path, model=options.model, key=options.state_dict_key)
+    shape = options.input_shape or opened.input_shape
+    if shape is None:
+        raise UserError(
+            f"{path} does not say what the model takes",
+            hint="give one sample's shape without batch: --input 3x32x32, or 16x2x128x128 for event frames",
+        )
+    metadata: dict[str, Any] = {
+        "stdeploy_version": __version__,
+        "source": path.name,
+        "source_sha256": opened.sha256,
+        "dtype": "float32",
+    }
+    if opened.compression:
+        metadata["compression"] = opened.compression.get("method")
+    traced = trace(
+        opened.module,
+        shape,
+        steps=options.steps,
+        layout=options.layout,
+        neuron=options.neuron,
+        metadata=metadata,
+    )
+    return Source(path, traced.graph, traced, opened, time.perf_counter() - start)
+
+
+def lower(graph: Graph, target: str) -> Lowered:
+    """Run the target's passes; UserError where there is no such target."""
+    from stdeploy.passes.pipelines import PIPELINES
+
+    start = time.perf_counter()
+    passes = PIPELINES.get(target, PIPELINES["default"])
+    return Lowered(run_pipeline(graph, passes), target, time.perf_counter() - start)
+
+
+def refusals(graph: Graph, target: str) -> list[Unsupported]:
+    """Everything that `target` cannot express in `graph`, after the passes that run for it."""
+    return load_target(target).check(lower(graph, target).graph)
+
+
+def export(
+    source: Source, lowered: Lowered, path: Path, options: Mapping[str, Any] | None = None
+) -> Artifact:
+    """Write the artefact; UnsupportedError lists all that the target cannot express."""
+    target = load_target(lowered.target)
+    refuse_overwriting(source.path, path)
+    found = target.check(lowered.graph, options)
+    if found:
+        able = [t for t in targets() if t != lowered.target and not refusals(source.graph, t)]
+        hint = f"--target {able[0]} takes the whole model" if able else None
+        count = f"{len(found)} node{'s' if len(found) > 1 else ''}"
+        raise UnsupportedError(f"{count} cannot be expressed in {lowered.target}", found, hint=hint)
+    return target.export(lowered.graph, path, options)
+
+
+def refuse_overwriting(source: Path, path: Path) -> None:
+    """UserError where `path` is the model that was read."""
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"{path} is the model itself", hint="choose another file with -o")
+
+
+def suffix_of(target: str) -> str:
+    """The suffix of a target's files."""
+    return GRAPH_SUFFIX if target == "graph" else load_target(target).SUFFIX
+
+
+def target_of(artefact: Path) -> str:
+    """The target that writes files like `artefact`, by suffix (UserError)."""
+    if artefact.suffix == GRAPH_SUFFIX:
+        return "graph"
+    known = {load_target(name).SUFFIX: name for name in targets()}
+    if artefact.suffix not in known:
+        listed = ", ".join(sorted(known))
+        raise UserError(
+            f"{artefact}: no target writes {artefact.suffix or 'such'} files", hint=f"known: {listed}"
+        )
+    return known[artefact.suffix]
+
+
+def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
+    """What can run an artefact here: onnxruntime, every installed NIR reader (else our own), the interpreter.
+
+    `readers` picks some by name. Raises UserError where the file is missing or a reader is not there.
+    """
+    if not artefact.exists():
+        raise UserError(f"{artefact} does not exist")
+    target = target_of(artefact)
+    if target == "graph":
+        return [Interpreter(load_graph(artefact))]
+    if target == "onnx":
+        from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
+
+        return [OnnxRuntimeExecutor(artefact, spikes=False)]  # the free run is of the file as it is
+    if target == "nir":
+        from stdeploy.runtime.nir_readers import NirReader
+
+        return [NirReader(artefact, reader=name) for name in readers or installed_nir_readers()]
+    raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
+
+
+NIR_READERS = {"snntorch": "snntorch", "spikingjelly": "spikingjelly"}
+"""Readers that verify a NIR file by default, by the package that has to be installed."""
+
+
+def installed_nir_readers() -> list[str]:
+    """Default readers whose package is here; our own runner where there is none."""
+    found = [n for n, package in NIR_READERS.items() if importlib.util.find_spec(package) is not None]
+    return found or ["stdeploy"]
+
+
+def check(
+    source: Source,
+    exported: Graph,
+    candidate: Executor,
+    inputs: Array,
+    labels: Array | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare one executor of an artefact with the source (stdeploy.verify.compare)."""
+    return compare(
+        source.reference,
+        candidate,
+        source.graph,
+        inputs,
+        exported=exported,
+        labels=labels,
+        progress=progress,
+    )
