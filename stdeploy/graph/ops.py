@@ -70,8 +70,10 @@ class Constant(Op):
             raise ValueError(f"constant has {self.value.shape[0]} steps, the graph {steps}")
         nonzero = np.unique(self.value[self.value != 0])
         domain = REAL
-        if nonzero.size <= 1 and (nonzero.size == 0 or nonzero[0] > 0):
-            domain = count(float(nonzero[0]) if nonzero.size else 1.0, 1)
+        if np.all(nonzero > 0) and np.all(nonzero == np.round(nonzero)):
+            domain = count(1.0, int(nonzero.max(initial=1)))
+        elif nonzero.size == 1 and nonzero[0] > 0:
+            domain = count(float(nonzero[0]), 1)
         return Value(tuple(shape), self.axes, "step" if self.per_step else "static", domain)
 
 
@@ -166,6 +168,12 @@ class Neuron(Op):
     decay_input: bool = True
     kind: str = "LIF"
     kept: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "v_threshold", "v_reset"):  # numpy turns 0-d arrays into scalars when it computes
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, np.ndarray):
+                object.__setattr__(self, name, np.asarray(value))
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         (x,) = inputs
