@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdeploy import __version__
+from stdeploy.environment import target_states
 from stdeploy.errors import Unsupported, UnsupportedError, UserError
 from stdeploy.exporters import load_target, targets
 from stdeploy.exporters.artifact import Artifact
@@ -148,7 +149,7 @@ def target_of(artefact: Path) -> str:
     """The target that writes files like `artefact`, by suffix (UserError)."""
     if artefact.suffix == GRAPH_SUFFIX:
         return "graph"
-    known = {load_target(name).SUFFIX: name for name in targets()}
+    known = {state.suffix: state.name for state in target_states() if state.problem is None}
     if artefact.suffix not in known:
         listed = ", ".join(sorted(known))
         raise UserError(

@@ -115,10 +115,10 @@ def _encode(value: Any, arrays: _Arrays) -> Any:
             "weight": {f.name: _encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
         }
     if isinstance(value, Domain):
-        return {"domain": [value.scale, value.maximum]}
+        return {"domain": [float(value.scale), value.maximum]}
     if isinstance(value, tuple):
         return [_encode(item, arrays) for item in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value  # numpy scalars are no JSON
 
 
 def _decode_op(item: dict[str, Any], arrays: dict[str, Array]) -> Op:
