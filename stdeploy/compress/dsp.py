@@ -52,9 +52,10 @@ def prune_dsp(
 ) -> tuple[Masks, PruningRecord]:
     """Masks that zero the pruned dimensions of U_q, U_k, U_v, M_1 and the columns of M_0, M_2 they feed.
 
-    The least valuable ceil(p n) (`rounding="up"`, eq. 10) or floor(p n) (`"down"`, which the published
-    CIFAR-10 rows need) dimensions go, of each head (`scope="head"`, as the published architectures show)
-    or of all heads together (`"all"`: ragged heads). Bias and BatchNorm of a masked dimension stay as
+    In the attention the least valuable ceil(p n) (`rounding="up"`, eq. 10) or floor(p n) (`"down"`, which
+    the published CIFAR-10 rows need) dimensions go, of each head (`scope="head"`, as the published
+    architectures show) or of all heads together (`"all"`: ragged heads). In the MLP ceil(p d_m) hidden
+    units go under either rounding, as every published row shows. Bias and BatchNorm of a masked dimension stay as
     they are, as the papers count them: such a channel still has a constant drive and may fire.
     """
     check_sparsity(p)
@@ -69,7 +70,7 @@ def prune_dsp(
         attention = torch.stack([dva(weight_of(model, path)) for path in (block.q, block.k, block.v)]).mean(0)
         dims = _keep(attention, block.qk_heads, p, rounding, scope)
         hidden_scores = dva(weight_of(model, block.fc1))
-        hidden = _keep(hidden_scores, (len(hidden_scores),), p, rounding, "all")
+        hidden = _keep(hidden_scores, (len(hidden_scores),), p, "up", "all")
         masks |= _block_masks(model, block, dims, hidden)
         layers[block.prefix] = {
             "attention": dims.nonzero().flatten().tolist(),
