@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,17 +55,36 @@ def read_container(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain data, and loading it could run code: {_reason(error)}",
-            hint="save its state_dict() alone and name the model with --model package.module:factory",
-        ) from error
+        raise _refusal(path, str(error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is not a readable checkpoint: {_reason(error)}", hint="is it truncated?"
         ) from error
 
 
+# The ways in which torch's restricted unpickler names what it would not load; the rest of its message
+# advises to switch the restriction off, which no user should read here.
+_REFUSED = re.compile(
+    r"Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)|Unsupported (?:operand|class) (\S+)"
+)
+
+
+def _refusal(path: Path, message: str) -> UserError:
+    found = _REFUSED.search(message)
+    what = next((group for group in found.groups() if group), "") if found else ""
+    if what.isdecimal():
+        what = f"pickle instruction {what}"
+    return UserError(
+        f"{path} holds more than tensors and plain data{f' ({what})' if what else ''}: "
+        "loading it could run code, so nothing of it was",
+        hint="save its state_dict() alone (torch.save or safetensors) and name the model with --model "
+        "package.module:factory",
+    )
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):  # the restricted unpickler looks instructions up in a table
+        return f"it is no pickle (instruction {error})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
 

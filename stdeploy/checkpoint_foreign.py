@@ -27,7 +27,15 @@ CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "net")
 """Where timm ("state_dict"), torchvision's references and MAE ("model") and others keep the weights."""
 
 _PREFIXES = ("module.", "_orig_mod.")  # nn.DataParallel / DistributedDataParallel, torch.compile
-_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
+_SCALAR = np.float64(0).__reduce__()[0]  # numpy's constructor of scalars, under the names of numpy 2 and 1
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+]
 """Plain data that public checkpoints carry beside the weights: timm's and MAE's `args`, numpy's scalars."""
 
 _LISTED = 5
