@@ -77,7 +77,6 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
         graph = load_graph(path)
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
     from stdeploy.checkpoint_foreign import open_checkpoint
-    from stdeploy.trace import trace
 
     opened = open_checkpoint(path, model=options.model, key=options.state_dict_key)
     shape = options.input_shape or opened.input_shape
@@ -86,6 +85,8 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
             f"{path} does not say what the model takes",
             hint="give one sample's shape without batch: --input 3x32x32, or 16x2x128x128 for event frames",
         )
+    from stdeploy.trace import trace
+
     metadata: dict[str, Any] = {
         "stdeploy_version": __version__,
         "source": path.name,
@@ -145,8 +146,16 @@ def suffix_of(target: str) -> str:
     return GRAPH_SUFFIX if target == "graph" else load_target(target).SUFFIX
 
 
+def exported_graph(source: Source, artefact: Path) -> Graph:
+    """The graph that an artefact of `source` was made from; a graph file holds its own."""
+    target = target_of(artefact)
+    return load_graph(artefact) if target == "graph" else lower(source.graph, target).graph
+
+
 def target_of(artefact: Path) -> str:
-    """The target that writes files like `artefact`, by suffix (UserError)."""
+    """The target of an existing artefact, by its suffix (UserError where there is none)."""
+    if not artefact.exists():
+        raise UserError(f"{artefact} does not exist")
     if artefact.suffix == GRAPH_SUFFIX:
         return "graph"
     known = {state.suffix: state.name for state in target_states() if state.problem is None}
@@ -163,8 +172,6 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
 
     `readers` picks some by name. Raises UserError where the file is missing or a reader is not there.
     """
-    if not artefact.exists():
-        raise UserError(f"{artefact} does not exist")
     target = target_of(artefact)
     if target == "graph":
         return [Interpreter(load_graph(artefact))]

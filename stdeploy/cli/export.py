@@ -12,6 +12,7 @@ from stdeploy.cli.options import common_options, data_option, model_options
 
 if TYPE_CHECKING:
     from stdeploy.cli.console import Talk
+    from stdeploy.graph import Graph
     from stdeploy.parity import Report
     from stdeploy.workflow import Lowered, Source
 
@@ -83,7 +84,7 @@ def command(
     talk.phase(
         "export", "\n".join([f"{path}  {size_text(artifact.size_bytes)}{was}", *artifact.notes]), seconds
     )
-    reports = [] if no_verify else verify(talk, source, lowered, path, data, samples, readers)
+    reports = [] if no_verify else verify(talk, source, lowered.graph, path, data, samples, readers)
     talk.document(
         {
             "schema_version": 1,
@@ -125,7 +126,7 @@ def describe_passes(talk: Talk, lowered: Lowered) -> None:
 def verify(
     talk: Talk,
     source: Source,
-    lowered: Lowered,
+    exported: Graph,
     path: Path,
     data: Path | None,
     samples: int | None,
@@ -145,7 +146,7 @@ def verify(
     for candidate in workflow.executors(path, readers):
         start = time.perf_counter()
         with talk.progress(f"verify {candidate.name}", inputs.shape[batch_axis(source.graph)]) as progress:
-            report = workflow.check(source, lowered.graph, candidate, inputs, labels, progress)
+            report = workflow.check(source, exported, candidate, inputs, labels, progress)
         talk.phase("verify", report.summary(), time.perf_counter() - start)
         if report.mismatches or not report.ok or talk.verbose:
             talk.result(report.render())

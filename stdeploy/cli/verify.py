@@ -51,9 +51,9 @@ def command(
     from stdeploy.cli.console import Talk
 
     talk = Talk(json_file, verbose, quiet)
-    target = workflow.target_of(artefact)
+    workflow.target_of(artefact)  # a wrong file is refused before the model is traced
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
-    lowered = workflow.lower(source.graph, target)
-    reports = export.verify(talk, source, lowered, artefact, data, samples, readers)
+    exported = workflow.exported_graph(source, artefact)
+    reports = export.verify(talk, source, exported, artefact, data, samples, readers)
     talk.document({"schema_version": 1, "verify": [report.to_dict() for report in reports]})
     export.conclude(talk, reports, f"do not use {artefact}; export it again with this version")
