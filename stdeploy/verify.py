@@ -152,7 +152,7 @@ class _Comparison:
         """Compare one neuron layer on one batch; returns which samples differ in it."""
         totals = self.layers[pair.source.name]
         op = _neuron(pair.source)
-        totals.fired += int(np.count_nonzero(spikes))
+        totals.fired += _count(spikes)
         totals.emitted += spikes.size
         own = membrane(op, drive, spikes)
         threshold = _threshold(op, spikes.ndim)
@@ -187,10 +187,10 @@ class _Comparison:
         differ = (c != 0) != (r != 0)
         earlier = np.cumsum(differ, axis=0) - differ > 0
         totals.by_step += np.count_nonzero(differ.reshape(differ.shape[0], -1), axis=1)
-        totals.unexplained += int(np.count_nonzero(unexplained))
-        totals.after_flip += int(np.count_nonzero(differ & earlier & ~unexplained))
+        totals.unexplained += _count(unexplained)
+        totals.after_flip += _count(differ & earlier & ~unexplained)
         first = differ & ~earlier & ~unexplained
-        totals.explained += int(np.count_nonzero(first))
+        totals.explained += _count(first)
         if first.any():
             far = np.abs(distance[first])
             totals.largest_distance = max(totals.largest_distance, float(far.max()))
@@ -280,12 +280,13 @@ class _OutputTotals:
         r, c, f = (np.asarray(e.outputs[label], dtype=np.float64) for e in (wanted, taught, free))
         if f.shape != r.shape:
             raise UserError(f"output {label} has shape {list(f.shape)}, the reference's {list(r.shape)}")
-        self.reference_beyond += int(np.count_nonzero((np.abs(r - exact.value) > exact.error).any(axis=over)))
-        self.taught_beyond += int(np.count_nonzero((np.abs(c - exact.value) > exact.error).any(axis=over)))
-        difference = np.abs(f - r)
+        # Written as "not within", so that a NaN counts as a difference.
+        self.reference_beyond += _count(~(np.abs(r - exact.value) <= exact.error).all(axis=over))
+        self.taught_beyond += _count(~(np.abs(c - exact.value) <= exact.error).all(axis=over))
+        difference = np.where(np.isnan(f - r), np.inf, np.abs(f - r))
         apart = ~(difference <= 2 * exact.error).all(axis=over)
-        self.beyond += int(np.count_nonzero(apart & ~flipped))
-        self.flipped += int(np.count_nonzero(flipped))
+        self.beyond += _count(apart & (~flipped | np.isinf(difference).any(axis=over)))
+        self.flipped += _count(flipped)
         self.largest = max(self.largest, float(difference.max()))
         self.total += float(difference.sum())
         self.count += difference.size
@@ -303,14 +304,18 @@ class _OutputTotals:
             max_difference=self.largest,
             mean_difference=self.total / max(1, self.count),
             samples=len(r),
-            argmax_agree=int(np.count_nonzero(r == c)),
-            reference_correct=int(np.count_nonzero(r == labels)) if known else None,
-            candidate_correct=int(np.count_nonzero(c == labels)) if known else None,
+            argmax_agree=_count(r == c),
+            reference_correct=_count(r == labels) if known else None,
+            candidate_correct=_count(c == labels) if known else None,
             samples_with_flips=self.flipped,
             unexplained_samples=self.beyond,
             forced_unexplained_samples=self.taught_beyond,
             reference_unexplained_samples=self.reference_beyond,
         )
+
+
+def _count(mask: Array) -> int:
+    return int(np.count_nonzero(mask))
 
 
 def _pairs(graph: Graph, exported: Graph) -> Iterator[_Pair]:

@@ -155,6 +155,21 @@ def test_integer_drives_are_exact() -> None:
     found = drives(graph, inputs, run.spikes)
     assert run.spikes["first"].any()
     assert not found.neurons["second"].error.any()
+    (_, node) = graph.neurons
+    assert isinstance(node.op, ops.Neuron)
+    assert not membrane(node.op, found.neurons["second"], run.spikes["second"]).error.any()
+
+
+@pytest.mark.parametrize(
+    ("tau", "threshold", "exact"), [(2.0, 0.5, True), (2.1, 0.5, False), (2.0, 0.6, False)]
+)
+def test_a_tie_counts_as_rounding_only_where_something_rounds(
+    tau: float, threshold: float, exact: bool
+) -> None:
+    op = ops.Neuron(np.array(tau), np.array(threshold), np.array(0.0))
+    drive = Bounded(np.full((2, 1, 1), 2 * threshold), np.zeros((2, 1, 1)))
+    h = membrane(op, drive, np.zeros((2, 1, 1)))
+    assert (h.error[0, 0, 0] == 0) == exact
 
 
 def test_a_flip_does_not_blur_later_steps() -> None:

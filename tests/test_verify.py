@@ -162,6 +162,17 @@ def test_wrong_outputs_are_found_though_every_spike_agrees() -> None:
     assert not report.ok
 
 
+def test_outputs_that_are_no_numbers_are_found() -> None:
+    graph = close_graph()
+
+    def spoil(done: Execution, forced: Mapping[str, Array] | None) -> Execution:
+        return dataclasses.replace(done, outputs={k: v * np.nan for k, v in done.outputs.items()})
+
+    report = compare(Interpreter(graph, np.float32), Broken(graph, spoil), graph, tenths(30))
+    assert report.outputs[0].max_difference == np.inf
+    assert report.outputs[0].forced_unexplained_samples == report.outputs[0].unexplained_samples == 30
+
+
 def test_missing_spikes_are_a_problem_not_a_pass() -> None:
     graph = spikformer_graph(steps=2, seed=1)
     name = graph.neurons[1].name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ class Talk:
         """The JSON form of the result, where --json asks for it."""
         if self.json_file is None:
             return
-        text = json.dumps(content, indent=2, allow_nan=False)
+        text = json.dumps(_finite(content), indent=2, allow_nan=False)
         if self.json_file == "-":
             sys.stdout.write(text + "\n")
             return
@@ -74,6 +75,15 @@ class Talk:
 def _console(stream: Any) -> Console:
     terminal = stream.isatty()
     return Console(file=stream, highlight=False, markup=False, width=None if terminal else _PIPED_WIDTH)
+
+
+def _finite(item: Any) -> Any:
+    """`item` with null for numbers that JSON cannot say."""
+    if isinstance(item, dict):
+        return {key: _finite(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_finite(value) for value in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def size_text(size: int) -> str:

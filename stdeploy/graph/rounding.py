@@ -67,7 +67,8 @@ def membrane(op: ops.Neuron, drive: Bounded, spikes: Array, *, roundoff: float =
     """Charged membrane h `[T, B, *shape]` of a neuron that fired `spikes`, and the bound on |h - threshold|.
 
     The membrane follows the given spikes' resets, so each step is judged by itself: a flip at one step
-    does not blur the next. The bound includes the rounding of the threshold.
+    does not blur the next. The bound includes the rounding of the threshold. It is 0 where every order of
+    evaluation is exact (short dyadic drive and reset, tau and threshold powers of two), so that `>` in the place of `>=` shows.
     """
     x, u = drive.value, roundoff
     tau = _parameter(op.tau, x) if op.tau is not None else None
@@ -75,20 +76,34 @@ def membrane(op: ops.Neuron, drive: Bounded, spikes: Array, *, roundoff: float =
     leak = 1.0 if tau is None else 1.0 - 1.0 / tau
     threshold = _parameter(op.v_threshold, x)
     rest = _parameter(op.v_reset, x) if op.v_reset is not None else np.zeros(())
+    tidy = _power_of_two(threshold) & _short(rest) & (_power_of_two(tau) if tau is not None else True)
+    clean = np.broadcast_to(tidy, x.shape[1:])
     v, ev = np.broadcast_to(rest, x.shape[1:]), np.broadcast_to(u * np.abs(rest), x.shape[1:])
-    h, e = np.empty_like(x), np.empty_like(x)
+    h, e, exact = np.empty_like(x), np.empty_like(x), np.empty(x.shape, dtype=bool)
     for t in range(x.shape[0]):
         h[t] = leak * (v - rest) + rest + gain * x[t]
         size = np.abs(v) + gain * np.abs(x[t]) + np.abs(rest)
         e[t] = leak * ev + gain * drive.error[t] + _NEURON_ROUNDINGS * u * size
+        exact[t] = clean & (drive.error[t] == 0) & _short(x[t]) & _short(h[t])
         fired = spikes[t] != 0
+        clean = exact[t] | (tidy & fired & (op.v_reset is not None))
         if op.v_reset is None:
             v = h[t] - fired * threshold
             ev = e[t] + u * (np.abs(h[t]) + fired * np.abs(threshold))
         else:
             v = np.where(fired, rest, h[t])
             ev = np.where(fired, u * np.abs(rest), e[t])
-    return Bounded(h, e + 4 * u * np.abs(threshold))
+    return Bounded(h, np.where(exact, 0.0, e + 4 * u * np.abs(threshold)))
+
+
+def _power_of_two(parameter: Array) -> Array:
+    return np.asarray(np.frexp(parameter)[0] == 0.5)
+
+
+def _short(values: Array) -> Array:
+    """Numbers of at most 20 significant bits: sums and halves of a few of them are exact in float32's 24."""
+    scaled = np.frexp(values)[0] * 2.0**20
+    return np.asarray(scaled == np.round(scaled))
 
 
 def _parameter(parameter: Array, x: Array) -> Array:
