@@ -1,9 +1,9 @@
-"""Constant channels: every row of the table, the whole network, and what must stay."""
+"""Constant channels: whole networks, hidden units, and what must stay."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,99 +12,12 @@ from hypothesis import strategies as st
 
 from stdeploy.graph import Graph, GraphBuilder, Node, Weight, ops, rewrite, validate
 from stdeploy.graph.interpreter import interpret
-from stdeploy.graph.ops import Op
 from stdeploy.graph.weight import Array
-from stdeploy.passes.base import PassResult
 from stdeploy.passes.channel_facts import channel_facts
 from stdeploy.passes.constant_channels import ConstantChannels
 from stdeploy.passes.fold_affine import FoldAffine
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
-
-AXES = ("channel", "y", "x")
-SILENT, ALWAYS, OFTEN, LATE = 0.4, 9.0, 1.7, 1.15
-"""Drives of a LIF with tau 1.7, threshold 1, v_reset -0.1 over 5 steps: 0, 5, 2 and 1 spikes."""
-
-
-def same_spikes(before: Graph, after: Graph, x: Array) -> None:
-    old, new = interpret(before, x), interpret(after, x)
-    for node in after.neurons:
-        assert isinstance(node.op, ops.Neuron)
-        spikes = old.spikes[node.name]
-        kept = slice(None) if node.op.kept is None else node.op.kept
-        np.testing.assert_array_equal(new.spikes[node.name], spikes[:, :, kept], err_msg=node.name)
-    for label, value in old.outputs.items():
-        np.testing.assert_allclose(new.outputs[label], value, rtol=1e-11, atol=1e-11)
-
-
-def check(graph: Graph, x: Array, constants: Literal["fold", "keep"] = "fold") -> PassResult:
-    """Run the pass: every layer fires, spikes stay, a second run changes nothing."""
-    every_layer_fires(graph, x)
-    result = ConstantChannels(constants).run(graph)
-    validate(result.graph)
-    assert result.modified == (result.graph is not graph)
-    same_spikes(graph, result.graph, x)
-    again = ConstantChannels(constants).run(result.graph)
-    assert not again.modified and again.graph is result.graph
-    return result
-
-
-def width(graph: Graph, name: str) -> int:
-    return graph[name].value.shape[0]
-
-
-class Net:
-    """Random layers over a [3, 4, 5] input per step, T = 5, batch 3."""
-
-    def __init__(self, seed: int = 0, steps: int = 5) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.builder = GraphBuilder(steps)
-        self.x = self.add(ops.Input((3, 4, 5), AXES, "TB"), name="input")
-
-    def add(self, op: Op, *inputs: str, name: str) -> str:
-        return self.builder.add(op, inputs, name=name, source=name)
-
-    def linear(self, x: str, out: int, name: str, drives: dict[int, float] | None = None) -> str:
-        """Random Linear whose rows in `drives` are zero with that bias."""
-        weight = 1.5 * self.rng.normal(size=(out, self.builder.value(x).shape[0]))
-        bias = self.rng.normal(size=out)
-        for row, drive in (drives or {}).items():
-            weight[row], bias[row] = 0.0, drive
-        return self.add(ops.Linear(Weight.dense(weight), bias), x, name=name)
-
-    def lif(self, x: str, name: str, threshold: float | None = None) -> str:
-        """A LIF, by default with a threshold that some of its drive reaches within a step or two."""
-        if threshold is None:
-            probe = GraphBuilder(self.builder.steps)
-            probe.nodes = dict(self.builder.nodes)
-            probe.add(ops.Output("probe", "TB"), (x,), name="probe")
-            drive = interpret(probe.build(), self.data()).outputs["probe"]
-            threshold = 1.013 * float(np.quantile(drive[drive > 0], 0.4)) / 1.7 - 0.1
-        return self.add(ops.Neuron(np.array(1.7), np.array(threshold), np.array(-0.1)), x, name=name)
-
-    def unit(self, x: str, out: int, name: str, drives: dict[int, float] | None = None) -> str:
-        return self.lif(self.linear(x, out, f"{name}_fc", drives), name, 1.0 if drives else None)
-
-    def conv(self, x: str, out: int, name: str, padding: int) -> str:
-        weight = self.rng.normal(size=(out, self.builder.value(x).shape[0], 3, 3)) / 2
-        op = ops.Conv(Weight.dense(weight), self.rng.normal(size=out), (1, 1), (padding,) * 2, (1, 1))
-        return self.add(op, x, name=name)
-
-    def done(self, *outputs: str) -> Graph:
-        for i, name in enumerate(outputs):
-            self.add(ops.Output(f"y{i}", "TB"), name, name=f"output{i}")
-        return validate(self.builder.build())
-
-    def data(self) -> Array:
-        return np.random.default_rng(9).normal(size=(self.builder.steps, 3, 3, 4, 5))
-
-
-def linear_of(graph: Graph, name: str) -> ops.Linear | ops.Conv:
-    op = graph[name].op
-    assert isinstance(op, ops.Linear | ops.Conv)
-    return op
-
-
-# The network
+from tests.rows import ALWAYS, LATE, OFTEN, SILENT, Net, check, linear_of, same_spikes, width
 
 
 @pytest.mark.parametrize("constants", ["fold", "keep"])
@@ -207,9 +120,6 @@ def test_constant_train_has_its_closed_form_period(
     np.testing.assert_array_equal(facts.train[:, 0], [float((t + 1) % period == 0) for t in range(steps)])
 
 
-# Hidden units
-
-
 def test_firing_hidden_units_become_a_bias_per_step() -> None:
     net = Net()
     hidden = net.unit(net.x, 6, "fc1", {0: SILENT, 2: OFTEN, 3: LATE, 5: ALWAYS})
@@ -291,149 +201,6 @@ def test_flattened_maps_are_followed() -> None:
     y = net.add(ops.Flatten(), y, name="flat")
     result = check(net.done(net.lif(net.linear(y, 3, "fc2_fc"), "fc2")), net.data())
     assert width(result.graph, "flat") == 3 * 20
-
-
-# Attention
-
-
-def attention(
-    net: Net, order: str, q: dict[int, float], k: dict[int, float], v: dict[int, float], sliced: bool = False
-) -> str:
-    """Heads (3, 2) of q and k, (2, 3) of v; `sliced` writes one product per head and a Concat."""
-    heads, v_heads = (3, 2), (2, 3)
-    a, b, c = (net.unit(net.x, 5, name, drives) for name, drives in (("q", q), ("k", k), ("v", v)))
-    if sliced:
-        cut = [(0, 3, 0, 2), (3, 5, 2, 5)]
-        parts = []
-        for h, (i, j, m, n) in enumerate(cut):
-            qs, ks = (net.add(ops.Slice(0, i, j), x, name=f"{x}{h}") for x in (a, b))
-            vs = net.add(ops.Slice(0, m, n), c, name=f"v{h}")
-            y = net.add(ops.MatMul("channels", (j - i,), (j - i,)), qs, ks, name=f"scores{h}")
-            parts.append(net.add(ops.MatMul("keys", (), (n - m,)), y, vs, name=f"av{h}"))
-        y = net.add(ops.Concat(), *parts, name="heads")
-    elif order == "qk":
-        y = net.add(ops.MatMul("channels", heads, heads), a, b, name="scores")
-        y = net.add(ops.MatMul("keys", (), v_heads), net.add(ops.Scale(0.3), y, name="s"), c, name="av")
-    else:
-        y = net.add(ops.MatMul("tokens", heads, v_heads), b, c, name="kv")
-        y = net.add(ops.MatMul("pairs", heads, v_heads), a, net.add(ops.Scale(0.3), y, name="s"), name="av")
-    y = net.add(ops.Scale(1.5), y, name="scale")
-    return net.unit(net.lif(y, "attn"), 4, "proj")
-
-
-@pytest.mark.parametrize("constants", ["fold", "keep"])
-@pytest.mark.parametrize("order", ["qk", "kv"])
-def test_constant_query_key_pairs_become_a_constant_per_head(order: str, constants: Any) -> None:
-    net = Net(1)
-    y = attention(net, order, {0: OFTEN, 1: LATE, 3: ALWAYS}, {0: OFTEN, 1: SILENT, 3: OFTEN}, {})
-    result = check(net.done(y), net.data(), constants)
-    # Pair 1 never fires; pairs 0 and 3 fire and go only where the scores can hold a number per step.
-    assert width(result.graph, "q") == width(result.graph, "k") == (2 if constants == "fold" else 4)
-    assert len(result.graph.of(ops.Constant)) == (1 if constants == "fold" else 0)
-    assert any("2 constant q, k pairs joined" in n for n in result.notes) == (constants == "fold")
-
-
-@pytest.mark.parametrize("order", ["qk", "kv"])
-def test_a_lone_constant_query_goes_where_silent_and_stays_where_it_fires(order: str) -> None:
-    net = Net(2)
-    result = check(net.done(attention(net, order, {0: SILENT, 4: OFTEN}, {1: SILENT}, {})), net.data())
-    op = result.graph["q"].op
-    assert isinstance(op, ops.Neuron) and op.kept is not None and op.kept.tolist() == [2, 3, 4]
-    assert width(result.graph, "k") == 3
-    assert any("q: 1 channels that fire a constant train stay" in n for n in result.notes)
-
-
-@pytest.mark.parametrize("order", ["qk", "kv"])
-def test_value_channels(order: str) -> None:
-    net = Net(3)
-    drives = {0: SILENT, 2: OFTEN, 3: OFTEN, 4: LATE}
-    result = check(net.done(attention(net, order, {}, {}, drives)), net.data())
-    op = result.graph["v"].op
-    assert isinstance(op, ops.Neuron) and op.kept is not None
-    assert op.kept.tolist() == [1, 2, 4]  # 2 and 3 fire alike in one head: one channel, summed columns
-    attn = result.graph["attn"].op
-    assert isinstance(attn, ops.Neuron) and attn.kept is not None and attn.kept.tolist() == [1, 2, 4]
-
-
-@pytest.mark.parametrize("order", ["qk", "kv"])
-def test_a_head_without_values_goes_as_a_whole(order: str) -> None:
-    net = Net(4)
-    result = check(
-        net.done(attention(net, order, {0: OFTEN}, {0: OFTEN}, {0: SILENT, 1: SILENT})), net.data()
-    )
-    assert {width(result.graph, n) for n in "qk"} == {2} and width(result.graph, "v") == 3
-    (_, second) = (n.op for n in result.graph.of(ops.MatMul))
-    assert isinstance(second, ops.MatMul) and len(second.heads_b) == 1
-
-
-@pytest.mark.parametrize("order", ["qk", "kv"])
-def test_a_head_of_constants_keeps_one_pair(order: str) -> None:
-    net = Net(6)
-    drives = {3: OFTEN, 4: ALWAYS}
-    result = check(net.done(attention(net, order, drives, drives, {})), net.data())
-    assert width(result.graph, "q") == 4
-    silent = {3: SILENT, 4: SILENT}
-    net = Net(6)
-    result = check(net.done(attention(net, order, silent, {}, {})), net.data())
-    assert width(result.graph, "q") == 3 and width(result.graph, "v") == 2
-
-
-def test_heads_cut_by_slices_are_followed() -> None:
-    net = Net(6)
-    y = attention(net, "qk", {0: OFTEN, 3: LATE}, {0: ALWAYS, 3: LATE}, {1: SILENT, 2: OFTEN}, sliced=True)
-    result = check(net.done(y), net.data())
-    assert width(result.graph, "q") == 3 and width(result.graph, "v") == 4
-    assert {n.name for n in result.graph.of(ops.Constant)} == {"scores0.constant", "scores1.constant"}
-
-
-def test_attention_behind_a_neuron_between_the_products_is_left() -> None:
-    net = Net(7)
-    q, k, v = (net.unit(net.x, 4, name, {0: OFTEN}) for name in "qkv")
-    kv = net.lif(net.add(ops.MatMul("tokens", (2, 2), (2, 2)), k, v, name="kv"), "kv_lif")
-    y = net.add(ops.MatMul("pairs", (2, 2), (2, 2)), q, kv, name="av")
-    result = check(net.done(net.unit(net.lif(y, "attn"), 3, "proj")), net.data())
-    assert not result.modified
-    assert sum("fire a constant train stay" in n for n in result.notes) == 3
-
-
-def test_elementwise_attention() -> None:
-    """Spike-driven self-attention: q * LIF(sum over tokens of k * v)."""
-    net = Net(8)
-    q = net.unit(net.x, 6, "q", {0: ALWAYS, 1: OFTEN, 5: SILENT})
-    k = net.unit(net.x, 6, "k", {0: ALWAYS, 1: OFTEN, 2: SILENT, 3: OFTEN})
-    v = net.unit(net.x, 6, "v", {0: OFTEN, 1: OFTEN, 3: OFTEN})
-    kv = net.add(ops.Mul(), k, v, name="kv")
-    total = net.lif(net.add(ops.Reduce((1, 2), False, True), kv, name="total"), "talking")
-    y = net.add(ops.Mul(), q, total, name="attended")
-    result = check(net.done(net.unit(y, 4, "proj")), net.data())
-    # 0, 1: all constant; 2: k silent; 5: q silent; 3: q varies, 4: nothing constant.
-    assert {width(result.graph, n) for n in ("q", "k", "v", "talking")} == {2}
-    bias = linear_of(result.graph, "proj_fc").bias
-    assert bias is not None and bias.ndim == 2
-
-
-@pytest.mark.parametrize("constants", ["fold", "keep"])
-def test_token_attention_by_channel_sums(constants: Any) -> None:
-    """QKFormer's token attention: k * LIF(sum over channels of q)."""
-    net = Net(9)
-    q = net.unit(net.x, 6, "q", {0: OFTEN, 1: LATE, 5: SILENT})
-    k = net.unit(net.x, 6, "k", {3: OFTEN})
-    gate = net.lif(net.add(ops.Reduce((0,), False, True), q, name="sum"), "gate")
-    result = check(
-        net.done(net.unit(net.add(ops.Mul(), k, gate, name="kq"), 4, "proj")), net.data(), constants
-    )
-    assert width(result.graph, "q") == (3 if constants == "fold" else 5)
-    assert width(result.graph, "k") == 6  # k_3 is gated by q: no constant behind the product
-
-
-def test_a_mean_over_channels_keeps_them() -> None:
-    net = Net(9)
-    q = net.unit(net.x, 6, "q", {0: OFTEN, 5: SILENT})
-    gate = net.lif(net.add(ops.Reduce((0,), True, True), q, name="mean"), "gate")
-    assert not check(net.done(gate), net.data()).modified
-
-
-# What must stay
 
 
 def test_a_channel_that_something_else_reads_stays() -> None:

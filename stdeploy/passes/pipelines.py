@@ -18,25 +18,23 @@ __all__ = ["PIPELINES", "Pass", "PassError", "PassResult", "run_pipeline"]
 # folds into the outer factor either way.
 _FOLD: tuple[Pass, ...] = (DeadCode(), FoldAffine(), FoldScale(), FoldLowRank())
 
+# The order of attention before constant channels: both orders take a constant attention, but once it is there
+# the order is fixed. Again after, since smaller heads can make Q (K^T V) the cheaper one.
+_RUN: tuple[Pass, ...] = (
+    *_FOLD,
+    AttentionOrder(),
+    ConstantChannels("fold"),
+    CommonSubexpressions(),
+    HoistStatic(),
+    AttentionOrder(),
+    PackCsr(),
+)
+
 PIPELINES: dict[str, tuple[Pass, ...]] = {
-    "default": (
-        *_FOLD,
-        ConstantChannels("fold"),
-        CommonSubexpressions(),
-        HoistStatic(),
-        AttentionOrder(),
-        PackCsr(),
-    ),
+    "default": _RUN,
+    "onnx": _RUN,
     "inspect": (*_FOLD, ConstantChannels("fold"), CommonSubexpressions(), HoistStatic()),
-    "onnx": (
-        *_FOLD,
-        ConstantChannels("fold"),
-        CommonSubexpressions(),
-        HoistStatic(),
-        AttentionOrder(),
-        PackCsr(),
-    ),
     # NIR has no bias per step; its exporter writes dense tensors and lowers either attention order itself.
     "nir": (*_FOLD, ConstantChannels("keep"), CommonSubexpressions(), HoistStatic()),
 }
-"""Passes by target name; "default" is what `onnx` runs, "inspect" leaves weights and attention as they are."""
+"""Passes by target name; "inspect" leaves weights and attention as they are."""
