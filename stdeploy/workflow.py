@@ -170,30 +170,55 @@ def target_of(artefact: Path) -> str:
 def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
     """What can run an artefact here: onnxruntime, every installed NIR reader (else our own), the interpreter.
 
-    `readers` picks some by name. Raises UserError where the file is missing or a reader is not there.
+    `readers` picks some by name instead. Raises UserError where the file is missing or a reader is not there.
     """
     target = target_of(artefact)
-    if target == "graph":
-        return [Interpreter(load_graph(artefact))]
-    if target == "onnx":
-        from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
+    if target not in READERS:
+        raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
+    unknown = [name for name in readers if name not in READERS[target]]
+    if unknown:
+        known = ", ".join(READERS[target])
+        raise UserError(f"no reader {unknown[0]!r} runs {target} files", hint=f"readers: {known}")
+    return [_executor(artefact, target, name) for name in readers or default_readers(target)]
 
-        return [OnnxRuntimeExecutor(artefact, spikes=False)]  # the free run is of the file as it is
+
+READERS: dict[str, dict[str, str | None]] = {
+    "graph": {"interpreter": None},
+    "onnx": {"onnxruntime": "onnxruntime", "cuda": None, "openvino": None},
+    "nir": {
+        "snntorch": "snntorch",
+        "spikingjelly": "spikingjelly",
+        "norse": "norse",
+        "spikingjelly-m": None,
+        "stdeploy": None,
+    },
+}
+"""Readers by target. Those with a package run by default where it is installed."""
+
+
+def default_readers(target: str) -> list[str]:
+    """Readers that verify a target's files here unless the user names some."""
+    by_package = {name: package for name, package in READERS[target].items() if package is not None}
+    found = [name for name, package in by_package.items() if importlib.util.find_spec(package) is not None]
+    if found or target == "nir":
+        return found or ["stdeploy"]
+    return [next(iter(READERS[target]))]  # its absence is then an error that says what to install
+
+
+def _executor(artefact: Path, target: str, reader: str) -> Executor:
+    if target == "graph":
+        return Interpreter(load_graph(artefact))
     if target == "nir":
         from stdeploy.runtime.nir_readers import NirReader
 
-        return [NirReader(artefact, reader=name) for name in readers or installed_nir_readers()]
-    raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
+        executor: Executor = NirReader(artefact, reader=reader)
+        return executor
+    from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor, OpenVinoExecutor
 
-
-NIR_READERS = {"snntorch": "snntorch", "spikingjelly": "spikingjelly"}
-"""Readers that verify a NIR file by default, by the package that has to be installed."""
-
-
-def installed_nir_readers() -> list[str]:
-    """Default readers whose package is here; our own runner where there is none."""
-    found = [n for n, package in NIR_READERS.items() if importlib.util.find_spec(package) is not None]
-    return found or ["stdeploy"]
+    # spikes=False: the free run is of the file as it is; forced runs show spikes anyway
+    if reader == "openvino":
+        return OpenVinoExecutor(artefact, spikes=False)
+    return OnnxRuntimeExecutor(artefact, "cuda" if reader == "cuda" else "cpu", spikes=False)
 
 
 def check(

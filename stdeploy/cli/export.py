@@ -36,7 +36,12 @@ _NOTES = 8
 @click.option("--no-verify", is_flag=True, help="Do not run the artefact against the model.")
 @data_option
 @click.option("-n", "--samples", type=click.IntRange(min=1), help="Samples to verify on (default 16).")
-@click.option("--reader", "readers", multiple=True, help="NIR reader to verify with (repeatable).")
+@click.option(
+    "--reader",
+    "readers",
+    multiple=True,
+    help="Software to verify with, repeatable: openvino, snntorch, spikingjelly, norse, ...",
+)
 @click.option("--save-graph", type=click.Path(path_type=Path), help="Also write the traced graph (.stg).")
 @model_options
 @common_options

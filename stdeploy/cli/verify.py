@@ -28,7 +28,10 @@ where its exact membrane lies within float32 rounding of the threshold; anything
     "-n", "--samples", type=click.IntRange(min=1), help="Samples to compare (default 16; all of --data)."
 )
 @click.option(
-    "--reader", "readers", multiple=True, help="NIR reader to use (repeatable; default: all installed)."
+    "--reader",
+    "readers",
+    multiple=True,
+    help="Software to run it, repeatable: openvino, snntorch, spikingjelly, norse, ...",
 )
 @model_options
 @common_options
