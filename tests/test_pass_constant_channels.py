@@ -195,6 +195,31 @@ def test_pooling_and_affine_between_are_followed() -> None:
     assert {width(result.graph, n) for n in ("fc1", "max", "mean", "bn")} == {4}
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_depthwise_convolutions_are_followed(padding: int) -> None:
+    net = Net()
+    y = net.unit(net.x, 6, "fc1", {0: SILENT, 2: OFTEN})
+    weight = Weight.dense(net.rng.normal(size=(6, 1, 3, 3)))
+    op = ops.Conv(weight, np.full(6, 0.7), (1, 1), (padding,) * 2, (1, 1), 6)
+    y = net.lif(net.add(op, y, name="depthwise"), "mid", 1.0)
+    result = check(net.done(net.unit(y, 4, "fc2")), net.data())
+    # A silent channel leaves the bias, a firing one too unless it meets padded zeros.
+    assert {width(result.graph, n) for n in ("fc1", "depthwise", "mid")} == {5 if padding else 4}
+
+
+def test_grouped_convolutions_keep_their_groups_but_pass_constants_on() -> None:
+    net = Net()
+    y = net.unit(net.x, 6, "fc1", {0: SILENT, 1: OFTEN, 2: LATE, 4: LATE})
+    weight = Weight.dense(net.rng.normal(size=(4, 3, 2, 2)))
+    op = ops.Conv(weight, np.full(4, 1.3), (1, 1), (0, 0), (1, 1), 2)
+    y = net.lif(net.add(op, y, name="grouped"), "mid", 1.0)
+    result = check(net.done(net.unit(y, 4, "fc2")), net.data())
+    assert not result.modified
+    assert any(
+        "mid: 2 channels that fire a constant train stay" in n or "mid: 2 silent" in n for n in result.notes
+    )
+
+
 def test_flattened_maps_are_followed() -> None:
     net = Net()
     y = net.unit(net.x, 4, "fc1", {2: OFTEN})

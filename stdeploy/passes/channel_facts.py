@@ -158,13 +158,22 @@ def _weighted(graph: Graph, op: Linear | Conv, x: Facts) -> Facts:
     bias = np.broadcast_to(bias, (graph.steps, out))
     usable = x.silent if isinstance(op, Conv) and any(op.padding) else x.constant
     if isinstance(op, Conv) and op.groups > 1:
-        constant = ~np.any(weight.reshape(out, -1) != 0, axis=1)
-        return _constant(constant, bias)
+        return _grouped(op, x, usable, bias)
     sums = weight.reshape(out, weight.shape[1], -1)
     weighs = np.any(sums != 0, axis=2)
     constant = ~np.any(weighs & ~usable, axis=1)
     train = x.train @ np.where(usable, sums.sum(axis=2), 0.0).T
     return _constant(constant, train + bias)
+
+
+def _grouped(op: Conv, x: Facts, usable: Array, bias: Array) -> Facts:
+    """_weighted where row o reads the inputs of its own group only."""
+    out, size = op.weight.shape[:2]
+    columns = (np.arange(out) // (out // op.groups))[:, None] * size + np.arange(size)
+    kernel = f64(op.weight.array()).reshape(out, size, -1)
+    constant = ~np.any(np.any(kernel != 0, axis=2) & ~usable[columns], axis=1)
+    held = np.where(usable[columns], kernel.sum(axis=2), 0.0)
+    return _constant(constant, np.einsum("toi,oi->to", x.train[:, columns], held) + bias)
 
 
 def _fired(graph: Graph, node: Node, op: Neuron, x: Facts) -> Facts:

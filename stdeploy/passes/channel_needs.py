@@ -81,8 +81,8 @@ class Needs:
         )
         if isinstance(op, Conv) and (any(op.padding) or op.groups > 1):
             return x.silent
-        if isinstance(op, Reduce):
-            return known & (not op.mean)
+        if isinstance(op, Reduce):  # a target without biases per step has no constants to add either
+            return (known if self.constants == "fold" else x.silent) & (not op.mean)
         return known
 
     def held_pairs(self, q: str, k: str) -> Array:
