@@ -165,11 +165,13 @@ def test_a_refusal_lists_every_offender(tmp_path: Path) -> None:
     x = builder.add(ops.Linear(Weight.dense(np.full((3, 3), 1e39))), (x,), name="fc", source="stem.fc")
     x = builder.add(ops.Neuron(np.array(-2.0), np.array(1.0), None), (x,), name="lif", source="stem.lif")
     builder.add(ops.Output("input", "TB"), (x,), name="output")
+    empty = builder.add(ops.Linear(Weight.dense(np.zeros((0, 3)))), (x,), name="none", source="stem.none")
+    builder.add(ops.Readout("sum"), (empty,), name="sum", source="sum")
     items = check(builder.build())
-    assert [i.where for i in items] == ["stem.wave", "stem.fc", "stem.lif", "output"]
+    assert [i.where for i in items] == ["stem.wave", "stem.fc", "stem.lif", "stem.none", "sum", "output"]
     with pytest.raises(UnsupportedError) as caught:
         export(builder.build(), tmp_path / "net.onnx")
-    assert len(caught.value.items) == 4
+    assert len(caught.value.items) == 6
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 

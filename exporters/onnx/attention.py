@@ -63,11 +63,10 @@ class _Product:
             y = self.em.op("MatMul", [k, v], self.name)
             return Lowered(self.node.value, {"pairs": y}, sizes=(len(heads_a), heads_a[0], heads_b[0]))
         ks, vs = self.each_head(self.a, heads_a, "a", swap=True), self.each_head(self.b, heads_b, "b")
-        parts = []
-        for h, (k, v, d, e) in enumerate(zip(ks, vs, heads_a, heads_b, strict=True)):
-            if d and e:
-                parts.append(self.em.reshape(self.product(k, v, (d, e), h), (-1, d * e), self.name))
-        return Lowered(self.node.value, {"first": self.join(parts, 1)})
+        shapes = list(zip(heads_a, heads_b, strict=True))
+        heads = enumerate(zip(ks, vs, shapes, strict=True))
+        parts = [self.product(k, v, (d, e), h) if d and e else "" for h, (k, v, (d, e)) in heads]
+        return Lowered(self.node.value, parts=tuple(zip(parts, shapes, strict=True)))
 
     def pairs(self) -> Lowered:
         heads_a, heads_b = self.op.heads_a, self.op.heads_b
@@ -76,16 +75,20 @@ class _Product:
             matrix = self.grouped(self.b, "pairs", (len(heads_a), heads_a[0], heads_b[0]))
             y = self.em.op("MatMul", [self.all_heads(self.a, heads_a, "a"), matrix], self.name)
             return self.rows(y, heads_b)
-        sizes = [d * e for d, e in zip(heads_a, heads_b, strict=True)]
-        flat = self.layouts.read(self.b, "first", self.name, step=self.step)
-        matrices = self.pick(flat, sizes, f"{self.name}/pairs")
         queries = self.each_head(self.a, heads_a, "a")
-        out = []
-        for h, (q, x, d, e) in enumerate(zip(queries, matrices, heads_a, heads_b, strict=True)):
-            if e:
-                x = self.em.reshape(x, (-1, d, e), self.name) if x else ""
-                out.append(self.product(q, x, (n, e), h))
-        return self.ragged_rows(out)
+        heads = enumerate(zip(queries, self.matrices(), heads_b, strict=True))
+        return self.ragged_rows([self.product(q, x, (n, e), h) for h, (q, x, e) in heads if e])
+
+    def matrices(self) -> list[str]:
+        """[lead, d, e] of every head; "" where that is empty."""
+        shapes = list(zip(self.op.heads_a, self.op.heads_b, strict=True))
+        static = self.step and self.b.value.time == "static"
+        if self.b.parts and not static and [shape for _, shape in self.b.parts] == shapes:
+            return [part for part, _ in self.b.parts]
+        flat = self.layouts.read(self.b, "first", self.name, step=self.step)
+        parts = self.pick(flat, [d * e for d, e in shapes], 1, f"{self.name}/pairs")
+        pairs = zip(parts, shapes, strict=True)
+        return [self.em.reshape(x, (-1, *shape), self.name) if x else "" for x, shape in pairs]
 
     def all_heads(self, x: Lowered, heads: tuple[int, ...], label: str, *, swap: bool = False) -> str:
         """[lead, H, N, d], or [lead, H, d, N] with `swap`."""
@@ -103,17 +106,14 @@ class _Product:
         """[lead, N, d] of every head ([lead, d, N] with `swap`); "" for a head without channels."""
         n, name = math.prod(x.value.shape[1:]), f"{self.name}/{label}"
         tensor = self.layouts.read(x, "last", name, step=self.step)
-        parts = []
-        for part, d in zip(self.pick(tensor, heads, name), heads, strict=True):
-            if part:
-                part = self.em.reshape(part, (-1, n, d), name)
-                part = self.em.transpose(part, (0, 2, 1), name) if swap else part
-            parts.append(part)
-        return parts
+        tensor = self.em.reshape(tensor, (-1, n, sum(heads)), name)
+        if swap:
+            tensor = self.em.transpose(tensor, (0, 2, 1), name)
+        return self.pick(tensor, heads, 1 if swap else 2, name)
 
-    def pick(self, tensor: str, sizes: Sequence[int], name: str) -> list[str]:
-        """Parts of the given sizes along axis 1; "" where a size is 0."""
-        found = iter(self.em.split(tensor, [s for s in sizes if s], 1, name))
+    def pick(self, tensor: str, sizes: Sequence[int], axis: int, name: str) -> list[str]:
+        """Parts of the given sizes along `axis`; "" where a size is 0."""
+        found = iter(self.em.split(tensor, [s for s in sizes if s], axis, name))
         return [next(found) if s else "" for s in sizes]
 
     def grouped(self, x: Lowered, form: str, sizes: tuple[int, ...]) -> str:

@@ -63,6 +63,8 @@ def _node(node: Node, known: frozenset[type[ops.Op]]) -> Iterator[Unsupported]:
     if type(node.op) not in known:
         yield Unsupported(_where(node), node.kind, "no ONNX lowering for this operator")
         return
+    if 0 in node.value.shape:
+        yield Unsupported(_where(node), node.kind, f"nothing is left of it (shape {node.value.shape})")
     for label, array in _arrays(node.op):
         with np.errstate(over="ignore"):
             finite = np.all(np.isfinite(array.astype(np.float32)))

@@ -32,6 +32,8 @@ class Lowered:
     constant: Constant | None = None
     sizes: tuple[int, ...] = ()
     """Of the native form, behind lead: (H, N, M) of `maps`, (H, d, e) of `pairs`."""
+    parts: tuple[tuple[str, tuple[int, int]], ...] = ()
+    """Pairs of ragged heads: [lead, d, e] of each with its (d, e); "" where that is empty."""
 
     @property
     def native(self) -> Form:
@@ -51,8 +53,8 @@ class Layouts:
 
     def read(self, x: Lowered, form: Form, name: str, *, step: bool | None = None) -> str:
         """Tensor of `x` in `form`; `step` True repeats a static value for every step."""
-        if x.constant is not None and not x.tensors:
-            x.tensors["first"] = self._materialise(x, name)
+        if not x.tensors:
+            x.tensors["first"] = self._join(x, name) if x.parts else self._materialise(x, name)
         if form == "last" and len(x.value.shape) == 1:
             form = "first"
         if form not in x.tensors:
@@ -82,6 +84,11 @@ class Layouts:
             return em.reshape(tensor, (-1, *shape), name)
         tensor = em.transpose(tensor, (0, *range(2, k + 2), 1), name)
         return em.reshape(tensor, (-1, shape[0]), name)
+
+    def _join(self, x: Lowered, name: str) -> str:
+        em = self.emitter
+        flat = [em.reshape(part, (-1, d * e), name) for part, (d, e) in x.parts if part]
+        return em.op("Concat", flat, f"{name}/pairs", axis=1)
 
     def _materialise(self, x: Lowered, name: str) -> str:
         """A constant repeated over the batch."""
