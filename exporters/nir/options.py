@@ -1,0 +1,34 @@
+"""What the NIR target can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stdeploy.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """`pairs_per_node`: (q dim, v dim) pairs per attention stack (None: by cost). `max_neurons`,
+    `max_weights`: budget of one attention product, beyond which it is refused."""
+
+    pairs_per_node: int | None = None
+    max_neurons: int = 32_000_000
+    max_weights: int = 128_000_000
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None) -> Options:
+        """UserError where an option is unknown or not a positive integer."""
+        known = [f.name for f in fields(cls)]
+        given = dict(options or {})
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise UserError(
+                f"the NIR target has no option {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
+            )
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} is a positive integer, not {value!r}")
+        return cls(**given)

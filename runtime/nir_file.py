@@ -1,0 +1,138 @@
+"""Reading a stdeploy NIR file's contract: time, input, output, and which node holds which neuron layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+
+from stdeploy.errors import UserError
+from stdeploy.graph.weight import Array
+
+METADATA_KEY = "stdeploy"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels of a neuron layer that one node holds; None: all, in order."""
+
+    node: str
+    channels: Array | None
+
+
+class NirFile:
+    """A NIR file that stdeploy wrote; UserError where it cannot be read or has no contract."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            with h5py.File(self.path, "r") as file:
+                stored = file.get(f"node/metadata/{METADATA_KEY}")
+                text = None if stored is None else stored[()]
+        except OSError as error:
+            raise UserError(f"cannot read {self.path} as a NIR file: {error}") from error
+        if text is None:
+            raise UserError(
+                f"{self.path} does not say how many steps it runs or what its neurons are",
+                hint="only NIR files written by stdeploy export carry that",
+            )
+        try:
+            self.metadata: dict[str, Any] = json.loads(text)
+            self.steps = int(self.metadata["steps"])
+            self.dt = float(self.metadata["dt"])
+            self.input: dict[str, Any] = self.metadata["input"]
+            self.output: dict[str, Any] = self.metadata["output"]
+            layers = self.metadata["neurons"].items()
+            self.shapes = {name: tuple(layer["shape"]) for name, layer in layers}
+            self.parts = {name: [_part(p) for p in layer["parts"]] for name, layer in layers}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path}: its metadata is damaged ({error})", hint="export it again"
+            ) from error
+        self.counts: dict[str, int] = self.metadata.get("counts", {})
+
+    def graph(self) -> Any:
+        """A fresh nir.NIRGraph, read with NIR's own type check."""
+        try:
+            return nir.read(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"nir cannot read {self.path}: {error}", hint="export it again") from error
+
+    def steps_first(self, inputs: Array) -> tuple[Array, bool]:
+        """The batch as float32 `[B, C, H, W]` (True: the same at every step) or `[T, B, C, H, W]`.
+
+        UserError that names the expected shape where `inputs` do not have it.
+        """
+        array = np.asarray(inputs, dtype=np.float32)
+        layout, shape = self.input["layout"], list(self.input["shape"])
+        outer: dict[str, list[Any]] = {"B": ["B"], "BT": ["B", self.steps], "TB": [self.steps, "B"]}
+        wanted = [*outer[layout], *shape]
+        fits = len(wanted) == array.ndim and all(
+            w in ("B", n) for w, n in zip(wanted, array.shape, strict=True)
+        )
+        if not fits:
+            got = "x".join(str(n) for n in array.shape)
+            raise UserError(
+                f"the input has shape {got}, the model takes {'x'.join(str(w) for w in wanted)}",
+                hint="B is the batch size",
+            )
+        if layout == "BT":
+            array = np.swapaxes(array, 0, 1)
+        lead = array.shape[: 1 if layout == "B" else 2]
+        full = [*shape, *([1] * (3 - len(shape)))]
+        return np.ascontiguousarray(array.reshape(*lead, *full)), layout == "B"
+
+    def outputs(self, steps: Array) -> dict[str, Array]:
+        """The graph's output from what the network gave at each step, `[T, B, C, H, W]`."""
+        steps = steps.reshape(*steps.shape[:2], *self.output["shape"])
+        mode = self.output["over_steps"]
+        if mode == "each step":
+            value = steps if self.output["layout"] == "TB" else np.swapaxes(steps, 0, 1)
+        elif mode == "last":
+            value = steps[-1]
+        else:
+            value = steps.mean(axis=0) if mode == "mean" else steps.sum(axis=0)
+        return {str(self.output["label"]): value}
+
+    def forced_nodes(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Forced spikes `[T, B, C, H, W]` float32 by node; UserError on an unknown neuron or wrong shape."""
+        unknown = sorted(set(forced) - set(self.parts))
+        if unknown:
+            raise UserError(f"forced spikes name neurons that the file does not have: {', '.join(unknown)}")
+        out = {}
+        for name, spikes in forced.items():
+            array = np.asarray(spikes, dtype=np.float32)
+            wanted = (self.steps, batch, *self.shapes[name])
+            if array.shape != wanted:
+                raise UserError(f"forced spikes of {name} have shape {array.shape}, the neuron {wanted}")
+            array = array.reshape(*wanted, *([1] * (5 - array.ndim)))
+            for part in self.parts[name]:
+                out[part.node] = array if part.channels is None else array[:, :, part.channels]
+        return out
+
+    def neuron_spikes(self, nodes: Mapping[str, Array]) -> dict[str, Array]:
+        """Spikes uint8 `[T, B, *shape]` by neuron, from `[T, B, C, H, W]` by node."""
+        out = {}
+        for name, parts in self.parts.items():
+            first = nodes[parts[0].node]
+            shape = (*first.shape[:2], *self.shapes[name])
+            if parts[0].channels is None:
+                out[name] = first.astype(np.uint8).reshape(shape)
+                continue
+            whole = np.zeros(shape, dtype=np.uint8)
+            for part in parts:
+                chosen = nodes[part.node].astype(np.uint8)
+                whole[:, :, part.channels] = chosen.reshape(*chosen.shape[:3], *shape[3:])
+            out[name] = whole
+        return out
+
+
+def _part(item: Mapping[str, Any]) -> Part:
+    channels = item["channels"]
+    return Part(str(item["node"]), None if channels is None else np.asarray(channels, dtype=np.int64))

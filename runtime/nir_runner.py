@@ -1,0 +1,160 @@
+"""A NIR runner in numpy, float32: Conv2d, AvgPool2d and LIF, edges summed, nodes in topological order.
+
+Needs no reader's package. LIF is NIR's equation by forward Euler, h = v + (r x - (v - v_leak)) dt / tau,
+fires at h > v_threshold and resets to v_reset, as the specification has it.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import nir
+import numpy as np
+
+from stdeploy.errors import UserError
+from stdeploy.graph.weight import Array
+
+See = Callable[[str, Array], Array | None]
+
+
+class Runner:
+    """A network ready to run; `see(node, spikes)` hears of `watched` nodes and may answer with other spikes."""
+
+    def __init__(self, graph: Any, dt: float, watched: set[str], see: See) -> None:
+        self.watched, self.see = watched, see
+        self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        for source, target in graph.edges:
+            self.sources[target].append(source)
+        self.order = list(graphlib.TopologicalSorter(self.sources).static_order())
+        self.nodes = {name: _load(name, node, dt) for name, node in graph.nodes.items()}
+        self.input = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Input))
+        self.output = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Output))
+
+    def steps(self, inputs: Array, static: bool, count: int) -> Array:
+        """Output of each step `[T, B, C, H, W]` for `[B, ...]` (static) or `[T, B, ...]`, from rest."""
+        for node in self.nodes.values():
+            if isinstance(node, _Lif):
+                node.v = None
+        return np.stack([self._step(inputs if static else inputs[t]) for t in range(count)])
+
+    def _step(self, x: Array) -> Array:
+        values: dict[str, Array] = {self.input: x}
+        readers = dict.fromkeys(self.order, 0)
+        for sources in self.sources.values():
+            for source in sources:
+                readers[source] += 1
+        for name in self.order:
+            if name == self.input:
+                continue
+            total = values[self.sources[name][0]]
+            for source in self.sources[name][1:]:
+                total = total + values[source]
+            for source in self.sources[name]:
+                readers[source] -= 1
+                if not readers[source]:
+                    del values[source]
+            value = self.nodes[name](total)
+            if name in self.watched:
+                forced = self.see(name, value)
+                value = value if forced is None else forced
+            values[name] = value
+        return values[self.output]
+
+
+@dataclass(eq=False)
+class _Conv:
+    """Conv2d over the taps of its kernel that have any weight."""
+
+    weight: Array
+    bias: Array
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def __call__(self, x: Array) -> Array:
+        (sy, sx), (py, px), (dy, dx) = self.stride, self.padding, self.dilation
+        kernel = self.weight.shape[2:]
+        x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
+        height = (x.shape[2] - dy * (kernel[0] - 1) - 1) // sy + 1
+        width = (x.shape[3] - dx * (kernel[1] - 1) - 1) // sx + 1
+        out = np.zeros((x.shape[0], self.weight.shape[0], height * width), dtype=np.float32)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                tap = self.weight[:, :, i, j]
+                part = x[:, :, i * dy : i * dy + sy * height : sy, j * dx : j * dx + sx * width : sx]
+                out += tap @ part.reshape(x.shape[0], x.shape[1], height * width)
+        out += self.bias[:, None]
+        return out.reshape(x.shape[0], -1, height, width)
+
+
+@dataclass(eq=False)
+class _Pool:
+    """AvgPool2d, padding counted as zeros: sums along one axis, then the other."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def __call__(self, x: Array) -> Array:
+        for axis in (0, 1):
+            x = _window_sums(x, axis + 2, self.kernel[axis], self.stride[axis], self.padding[axis])
+        mean: Array = (x / (self.kernel[0] * self.kernel[1])).astype(np.float32)
+        return mean
+
+
+def _window_sums(x: Array, axis: int, kernel: int, stride: int, padding: int) -> Array:
+    size = x.shape[axis]
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (1, 0)
+    running = np.pad(np.cumsum(x, axis=axis, dtype=np.float64), pad)
+    starts = np.arange((size + 2 * padding - kernel) // stride + 1) * stride - padding
+    low, high = np.clip(starts, 0, size), np.clip(starts + kernel, 0, size)
+    sums: Array = np.take(running, high, axis=axis) - np.take(running, low, axis=axis)
+    return sums
+
+
+@dataclass(eq=False)
+class _Lif:
+    """Leaky integrate-and-fire with the state of the current batch."""
+
+    decay: Array
+    r: Array
+    v_leak: Array
+    v_threshold: Array
+    v_reset: Array
+    v: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        v = np.broadcast_to(self.v_leak, x.shape) if self.v is None else self.v
+        h = v + (self.r * x - (v - self.v_leak)) * self.decay
+        fired = h > self.v_threshold
+        self.v = np.where(fired, self.v_reset, h).astype(np.float32)
+        return fired.astype(np.float32)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    array = np.atleast_1d(np.asarray(value))
+    return int(array[0]), int(array[-1])
+
+
+def _load(name: str, node: Any, dt: float) -> Callable[[Array], Array]:
+    if isinstance(node, nir.Input | nir.Output):
+        return lambda x: x
+    if isinstance(node, nir.Conv2d) and int(node.groups) == 1:
+        weight, bias = (np.asarray(a, dtype=np.float32) for a in (node.weight, node.bias))
+        return _Conv(weight, bias, _pair(node.stride), _pair(node.padding), _pair(node.dilation))
+    if isinstance(node, nir.AvgPool2d):
+        return _Pool(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding))
+    if isinstance(node, nir.LIF):
+        arrays = [
+            np.asarray(a, dtype=np.float32)
+            for a in (dt / node.tau, node.r, node.v_leak, node.v_threshold, node.v_reset)
+        ]
+        return _Lif(*arrays)
+    raise UserError(
+        f"{name}: stdeploy's NIR runner takes the portable dialect, not {type(node).__name__}",
+        hint="run it in snntorch, spikingjelly or norse",
+    )
