@@ -48,6 +48,7 @@ def agree(
                 else:
                     np.testing.assert_allclose(got.outputs[label], array, 2e-5, 2e-5, err_msg=runtime.name)
             for name, spikes in want.spikes.items():
+                spikes = np.broadcast_to(spikes, got.spikes[name].shape)  # a constant's have batch 1
                 np.testing.assert_array_equal(got.spikes[name], spikes, f"{runtime.name} {name}")
     return model
 
@@ -334,3 +335,22 @@ def test_public_names_survive_whatever_the_nodes_are_called() -> None:
     model = agree(net.builder.build())
     assert [o.name for o in model.graph.output] == ["out0", "out1", "same", "echo"]
     assert model.graph.input[0].name == "input"
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_layers_that_depend_on_no_input(per_step: bool) -> None:
+    net = Net(steps=3)
+    values = np.abs(net.normal(*([3] if per_step else []), 4, 2, 3))
+    constant = net.builder.add(ops.Constant(values, AXES, per_step), (), name="constant")
+    other = net.builder.add(ops.Constant(values + 0.25, AXES, per_step), (), name="other")
+    spikes = net.neuron(constant, "constant_lif")
+    both = net.add(ops.Mul(), constant, other, name="both")
+    rows = net.neuron(net.add(ops.Scale(1.9), net.linear(both, 4, "rows"), name="scale"), "rows_lif")
+    summed = net.add(ops.Add(), net.neuron(net.x, "lif"), spikes, name="summed")
+    total = net.add(ops.Add(), rows, summed, name="total")
+    mean = net.add(ops.Readout("mean"), constant, name="mean")
+    final = net.add(ops.Add(), net.add(ops.Readout("last"), total, name="last"), mean, name="final")
+    graph = net.done(total, final)
+    fired = interpret(graph, random_inputs(graph, 3)).spikes
+    assert all(0.05 < s.mean() < 0.95 for s in fired.values()), {n: s.mean() for n, s in fired.items()}
+    agree(graph)
