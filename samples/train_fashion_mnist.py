@@ -37,7 +37,7 @@ CONFIG = SpikformerConfig(
     image_size=(28, 28),
     scale=0.25,
 )
-BASELINE_SAMPLES, FINETUNE_SAMPLES = 240_000, 40_000
+BASELINE_SAMPLES, FINETUNE_SAMPLES = 240_000, 20_000
 SPARSITY = {"dsp": 0.75, "l1p": 0.9}
 SEEDS = (1, 2)
 NEURONS = ("lif", "slif")
