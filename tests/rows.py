@@ -72,7 +72,8 @@ class Net:
             probe.nodes = dict(self.builder.nodes)
             probe.add(ops.Output("probe", "TB"), (x,), name="probe")
             drive = interpret(probe.build(), self.data()).outputs["probe"]
-            threshold = 1.013 * float(np.quantile(drive[drive > 0], 0.4)) / 1.7 - 0.1
+            reached = drive[drive > 0] if np.any(drive > 0) else np.ones(1)
+            threshold = 1.013 * float(np.quantile(reached, 0.4)) / 1.7 - 0.1
         return self.add(ops.Neuron(np.array(1.7), np.array(threshold), np.array(-0.1)), x, name=name)
 
     def unit(self, x: str, out: int, name: str, drives: dict[int, float] | None = None) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stdeploy.graph import ops, validate
+from stdeploy.passes.attention_order import AttentionOrder
+from stdeploy.passes.constant_channels import ConstantChannels
 from stdeploy.passes.merge_heads import MergeHeads
 from tests.graphs import every_layer_fires
 from tests.rows import ALWAYS, LATE, OFTEN, SILENT, Net, check, linear_of, same_spikes, width
@@ -188,3 +192,30 @@ def test_heads_merge_only_where_they_tile_and_scale_alike(
     same_spikes(graph, validate(result.graph), x)
     assert result.modified is (merges and factor == 0.5)
     assert result.modified or "heads stay apart" in result.notes[0]
+
+
+DRIVES = st.dictionaries(st.integers(0, 4), st.sampled_from([SILENT, LATE, OFTEN, ALWAYS]), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    DRIVES,
+    DRIVES,
+    DRIVES,
+    st.sampled_from([("qk", False), ("kv", False), ("qk", True)]),
+    st.sampled_from(["fold", "keep"]),
+    st.integers(0, 99),
+)
+def test_any_constants_in_attention_keep_every_spike(
+    q: dict[int, float],
+    k: dict[int, float],
+    v: dict[int, float],
+    form: tuple[str, bool],
+    constants: Any,
+    seed: int,
+) -> None:
+    net = Net(seed)
+    source = graph = net.done(attention(net, form[0], q, k, v, form[1]))
+    for step in (ConstantChannels(constants), MergeHeads(), ConstantChannels(constants), AttentionOrder()):
+        graph = validate(step.run(graph).graph)
+        same_spikes(source, graph, net.data())
