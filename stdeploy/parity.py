@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCHEMA_VERSION = 1
 _LISTED = 20
-"""Mismatches printed one by one on a terminal; the JSON form holds them all."""
+"""Mismatches printed one by one on a terminal; the JSON form lists many more."""
 
-Kind = Literal["rounding", "after a flip", "unexplained"]
+KINDS = ("rounding", "after a flip", "unexplained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +217,8 @@ class Report:
                 f"  {m.layer}({unit}) t={m.step} sample {m.sample}: {m.reference} became {m.candidate}, "
                 f"h-θ = {m.distance:+.2e}, bound {m.bound:.1e}: {m.kind}"
             )
-        if len(self.mismatches) > limit:
-            lines.append(f"  ... {len(self.mismatches) - limit} more (--json lists all)")
+        if self.spike_mismatches > limit:
+            lines.append(f"  ... {self.spike_mismatches - limit} more (--json lists up to 1000 a layer)")
         lines += [f"warning: {text}" for text in self.warnings]
         lines += [f"problem: {text}" for text in self.problems]
         lines.append(self.summary())

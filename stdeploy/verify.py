@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,13 @@ from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Input, Neuron, Output
 from stdeploy.graph.rounding import Bounded, drives, membrane
 from stdeploy.graph.weight import Array
-from stdeploy.parity import LayerReport, Mismatch, OutputReport, Report
+from stdeploy.parity import KINDS, LayerReport, Mismatch, OutputReport, Report
 
 MEMORY_BYTES = 1 << 30
 """Working set that `compare` chooses its batch for."""
+
+LISTED_PER_LAYER = 1000
+"""Mismatches of one neuron layer that a report lists one by one; it counts all of them."""
 
 _ARRAYS_PER_SPIKE = 12
 """float64 arrays of a neuron layer's size that one comparison holds at a time."""
@@ -109,6 +113,7 @@ class _Layer:
     reference_unexplained: int = 0
     largest_distance: float = 0.0
     largest_share: float = 0.0
+    listed: int = 0
 
 
 class _Comparison:
@@ -154,12 +159,8 @@ class _Comparison:
         op = _neuron(pair.source)
         totals.fired += _count(spikes)
         totals.emitted += spikes.size
-        own = membrane(op, drive, spikes)
-        threshold = _threshold(op, spikes.ndim)
-        wrong = (spikes != 0) != (own.value >= threshold)
-        totals.reference_unexplained += int(
-            np.count_nonzero(wrong & (np.abs(own.value - threshold) > own.error))
-        )
+        _, _, wrong = _judge(op, drive, spikes)
+        totals.reference_unexplained += _count(wrong)
         if pair.exported is None:
             return np.zeros(spikes.shape[1], dtype=bool)
         if pair.exported.name not in taught.spikes:
@@ -174,33 +175,37 @@ class _Comparison:
                 hint="was the artefact exported from this model, by this version?",
             )
         totals.compared += r.size
-        return self._differences(pair, op, r, c, drive, start)
+        return self._differences(pair, r, c, _take(wrong, pair.channels), drive, start)
 
-    def _differences(self, pair: _Pair, op: Neuron, r: Array, c: Array, drive: Bounded, start: int) -> Array:
-        """Judge the candidate's spikes `c` against its own exact membrane; record where they differ from `r`."""
+    def _differences(
+        self, pair: _Pair, r: Array, c: Array, wrong: Array, drive: Bounded, start: int
+    ) -> Array:
+        """Judge the candidate's spikes `c`; record where they differ from `r`, of which `wrong` are no rounding."""
         totals = self.layers[pair.source.name]
-        op = _select(op, pair.channels)
-        drive = Bounded(_take(drive.value, pair.channels), _take(drive.error, pair.channels))
-        own = membrane(op, drive, c)
-        distance = own.value - _threshold(op, c.ndim)
-        unexplained = ((c != 0) != (distance >= 0)) & (np.abs(distance) > own.error)
         differ = (c != 0) != (r != 0)
+        if not differ.any():  # the same spikes have the same membranes
+            totals.unexplained += _count(wrong)
+            return np.zeros(c.shape[1], dtype=bool)
+        op = _select(_neuron(pair.source), pair.channels)
+        drive = Bounded(_take(drive.value, pair.channels), _take(drive.error, pair.channels))
+        distance, bound, own_wrong = _judge(op, drive, c)
+        totals.unexplained += _count(own_wrong)
         earlier = np.cumsum(differ, axis=0) - differ > 0
+        kinds = np.where(own_wrong | wrong, 2, np.where(earlier, 1, 0))
         totals.by_step += np.count_nonzero(differ.reshape(differ.shape[0], -1), axis=1)
-        totals.unexplained += _count(unexplained)
-        totals.after_flip += _count(differ & earlier & ~unexplained)
-        first = differ & ~earlier & ~unexplained
+        totals.after_flip += _count(differ & (kinds == 1))
+        first = differ & (kinds == 0)
         totals.explained += _count(first)
         if first.any():
             far = np.abs(distance[first])
             totals.largest_distance = max(totals.largest_distance, float(far.max()))
-            totals.largest_share = max(totals.largest_share, float((far / own.error[first]).max()))
-        for place in np.argwhere(differ | unexplained):
+            totals.largest_share = max(totals.largest_share, float((far / bound[first]).max()))
+        for place in np.argwhere(differ)[: max(0, LISTED_PER_LAYER - totals.listed)]:
             t, b, *unit = (int(i) for i in place)
             where = (t, b, *unit)
             if pair.channels is not None:
                 unit[0] = int(pair.channels[unit[0]])
-            kind = "unexplained" if unexplained[where] else "after a flip" if earlier[where] else "rounding"
+            totals.listed += 1
             self.mismatches.append(
                 Mismatch(
                     pair.source.name,
@@ -210,8 +215,8 @@ class _Comparison:
                     int(r[where] != 0),
                     int(c[where] != 0),
                     float(distance[where]),
-                    float(own.error[where]),
-                    kind,
+                    float(bound[where]),
+                    KINDS[int(kinds[where])],
                 )
             )
         samples: Array = differ.any(axis=(0, *range(2, differ.ndim)))
@@ -314,7 +319,15 @@ class _OutputTotals:
         )
 
 
-def _count(mask: Array) -> int:
+def _judge(op: Neuron, drive: Bounded, spikes: Array) -> tuple[Array, Array, Array]:
+    """Exact membrane minus threshold along the spikes' own resets, its bound, and where `spikes` contradict it."""
+    own = membrane(op, drive, spikes)
+    distance = own.value - _threshold(op, spikes.ndim)
+    excused = (np.abs(distance) <= own.error) & (own.error > 0)
+    return distance, own.error, ((spikes != 0) != (distance >= 0)) & ~excused
+
+
+def _count(mask: Any) -> int:
     return int(np.count_nonzero(mask))
 
 

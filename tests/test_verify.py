@@ -123,6 +123,22 @@ def shifted(graph: Graph, name: str, by: float) -> Graph:
     return rewrite(graph, visit)
 
 
+def test_a_tie_lost_in_exact_arithmetic_is_a_bug() -> None:
+    """`>` in the place of `>=`, seen by either side, where nothing rounds."""
+    b = GraphBuilder(3)
+    x = b.add(ops.Input((4,), ("channel",), "TB"), name="input")
+    b.add(ops.Neuron(np.array(2.0), np.array(1.0), np.array(0.0)), (x,), name="lif")
+    b.add(ops.Output("output", "TB"), ("lif",), name="output")
+    graph = b.build()
+    inputs = np.random.default_rng(1).integers(0, 4, (3, 50, 4)).astype(np.float32)
+    strict = Broken(shifted(graph, "lif", 1e-6))
+    report = compare(Interpreter(graph, np.float32), strict, graph, inputs)
+    assert report.layers[0].unexplained > 0 and not report.layers[0].reference_unexplained
+    report = compare(strict, Interpreter(graph, np.float32), graph, inputs)
+    assert report.layers[0].reference_unexplained > 0 and not report.layers[0].unexplained
+    assert any(m.kind == "unexplained" for m in report.mismatches)
+
+
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_wrong_threshold_is_a_bug_of_exactly_that_layer(which: int) -> None:
     graph = spikformer_graph(steps=4, seed=1)
