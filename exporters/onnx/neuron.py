@@ -29,13 +29,18 @@ class _Unit:
 
 
 def unit_form(op: Neuron) -> _Unit:
-    """The neuron of `op` in the units of _Unit, in float64."""
-    rest = np.float64(0) if op.v_reset is None else op.v_reset.astype(np.float64)
-    threshold = op.v_threshold.astype(np.float64) - rest
+    """The neuron of `op` in the units of _Unit: its float32 parameters, combined in float64."""
+    rest = np.float64(0) if op.v_reset is None else _float32(op.v_reset)
+    threshold = _float32(op.v_threshold) - rest
     if op.tau is None:
         return _Unit(np.asarray(1.0), threshold, op.v_reset is not None)
-    tau = op.tau.astype(np.float64)
+    tau = _float32(op.tau)
     return _Unit(1 - 1 / tau, threshold * tau if op.decay_input else threshold, op.v_reset is not None)
+
+
+def _float32(values: Array) -> Array:
+    """What the float32 network holds, in float64."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def keeps_order(op: Neuron, drive: Domain) -> bool:
