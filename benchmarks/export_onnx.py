@@ -43,7 +43,7 @@ def export(candidate: str, path: Path) -> None:
     model = Spikformer(spikformer_cifar10()).eval()
     before, start = _peak_kib(), time.perf_counter()
     if candidate == "stdeploy":
-        _export_stdeploy(model, torch.zeros(1, 3, 32, 32), path)
+        _export_stdeploy(model, path)
     elif candidate == "dynamo":
         torch.onnx.export(
             model, (torch.zeros(1, 3, 32, 32),), path, dynamo=True, external_data=False, verbose=False
@@ -59,12 +59,12 @@ def export(candidate: str, path: Path) -> None:
     print(json.dumps({"candidate": candidate, **result, "nodes": _nodes(path), "bytes": path.stat().st_size}))
 
 
-def _export_stdeploy(model: Any, example: Any, path: Path) -> None:
+def _export_stdeploy(model: Any, path: Path) -> None:
     from stdeploy.exporters import load_target
     from stdeploy.passes.pipelines import PIPELINES, run_pipeline
     from stdeploy.trace import trace
 
-    graph = run_pipeline(trace(model, example).graph, PIPELINES["onnx"]).graph
+    graph = run_pipeline(trace(model, (3, 32, 32)).graph, PIPELINES["onnx"]).graph
     load_target("onnx").export(graph, path)
 
 
