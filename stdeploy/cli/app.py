@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -78,6 +79,8 @@ def app() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program and return its exit code; errors are printed to stderr, never raised."""
+    # torch says on import that Triton is missing, which concerns nothing that is done here
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         result: Any = app.main(args=list(arguments), prog_name="stdeploy", standalone_mode=False)
         return result if isinstance(result, int) else 0
