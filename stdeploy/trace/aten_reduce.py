@@ -1,0 +1,42 @@
+"""Sums and means over axes of the value, and over the steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from stdeploy.graph.ops import Readout, Reduce
+from stdeploy.trace.aten_elementwise import scaled
+from stdeploy.trace.axes import Layout
+from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, lowers
+
+
+@lowers("mean", "sum")
+def reduce(ctx: Lowering, call: Call) -> Traced:
+    x = ctx.tensor(call["self"])
+    mean = call.operator == "mean"
+    given = call.get("dim")
+    listed: list[Any] = [given] if isinstance(given, int) else list(given or range(len(x.layout.dims)))
+    dims = sorted({x.layout.dim(i) for i in listed})
+    gone = {a for i in dims for a in x.layout.dims[i]}
+    if any(a.role == "batch" for a in gone):
+        raise Refusal("it reduces over the batch")
+    keepdim = bool(call.get("keepdim"))
+    whole = [k for k, axis in enumerate(x.layout.axes) if axis and set(axis) <= gone]
+    rest = {a for k, axis in enumerate(x.layout.axes) if k not in whole for a in axis}
+    if rest & gone:
+        raise Refusal("it reduces over a part of an axis (a head or a factor of the channels)")
+    layout = x.layout.with_dims([() if i in dims else d for i, d in enumerate(x.layout.dims)])
+    name = x.name
+    if whole:
+        name = ctx.add(Reduce(tuple(whole), mean, keepdim), [name], call, call.operator)
+        kept = [axis for k, axis in enumerate(layout.axes) if k not in whole or keepdim]
+        axes = tuple(() if set(axis) & gone else axis for axis in kept)
+        layout = Layout(layout.dims, axes)
+    if any(a.role == "time" for a in gone):
+        name = ctx.add(Readout("mean" if mean else "sum"), [name], call, "readout")
+    result = Traced(name, layout)
+    copies = math.prod(a.size for a in gone if a.role == "new")
+    if copies > 1 and not mean:
+        result = scaled(ctx, call, result, float(copies))
+    return result if keepdim else result.view(result.layout.without(dims))

@@ -1,0 +1,158 @@
+"""What the lowerings of ATen operators share: traced tensors, the calls, and adding nodes with names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from stdeploy.graph.graph import GraphBuilder
+from stdeploy.graph.ops import Op
+from stdeploy.graph.value import Value
+from stdeploy.graph.weight import Array, Weight
+from stdeploy.trace.axes import Atom, Atoms, Layout
+from stdeploy.trace.neurons import NeuronSpec
+
+
+class Refusal(Exception):
+    """An operator that cannot be expressed; the trace notes it and goes on."""
+
+    def __init__(self, reason: str, hint: str | None = None, *, unknown: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.hint, self.unknown = reason, hint, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A torch tensor that is the graph's value `name` seen through views.
+
+    `padding`: zeros around the last dimensions (as torch.nn.functional.pad lists them), which a
+    convolution takes over.
+    """
+
+    name: str
+    layout: Layout
+    padding: tuple[int, ...] = ()
+
+    def view(self, layout: Layout) -> Traced:
+        return Traced(self.name, layout, self.padding)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator of the exported program with its arguments by schema name."""
+
+    node: fx.Node
+    operator: str
+    arguments: dict[str, Any]
+    path: str
+    leaf: bool
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.arguments.get(name, default)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """How a torch tensor of the model maps to a value of the graph."""
+
+    name: str
+    layout: Layout
+
+
+@dataclass
+class Lowering:
+    """The graph under construction."""
+
+    builder: GraphBuilder
+    neurons: dict[str, NeuronSpec]
+    steps: int
+    names: dict[Tensor, str]
+    time: Atom
+    batch: Atom
+    calls: dict[str, list[Recorded]] = field(default_factory=dict)
+    weights: dict[tuple[int, str], Weight] = field(default_factory=dict)
+
+    def add(self, op: Op, inputs: list[str], call: Call, suffix: str = "") -> str:
+        """Add a node named after the module (a leaf's path, or `path.suffix`)."""
+        base = call.path if call.leaf and not suffix else ".".join(p for p in (call.path, suffix) if p)
+        return self.builder.add(op, inputs, name=safe_name(base or call.operator), source=call.path)
+
+    def value(self, traced: Traced) -> Value:
+        return self.builder.value(traced.name)
+
+    def tensor(self, argument: Any, *, padded: bool = False) -> Traced:
+        """An argument that has to be computed from the input; Refusal where it is not."""
+        if isinstance(argument, Tensor):
+            raise Refusal("it is applied to a constant where the network's values are expected")
+        if not isinstance(argument, Traced):
+            raise Refusal(f"it is applied to {type(argument).__name__}")
+        if argument.padding and not padded:
+            raise Refusal("it follows a zero padding, which only a convolution can take over")
+        return argument
+
+    def constant(self, argument: Any) -> Array | None:
+        """An argument that has to be a parameter or a constant, as numpy."""
+        if argument is None:
+            return None
+        if not isinstance(argument, Tensor):
+            raise Refusal("its parameter depends on the network's input")
+        return to_numpy(argument)
+
+    def weight(self, argument: Any, key: str, build: Callable[[Array], Array]) -> Weight:
+        """A weight made by `build` from a parameter; the same parameter gives the same Weight."""
+        array = self.constant(argument)
+        if array is None:
+            raise Refusal("it has no weight")
+        index = (id(argument), key)
+        if index not in self.weights:
+            self.weights[index] = Weight.dense(np.array(build(array), order="C", copy=True))
+        return self.weights[index]
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    plain = tensor.detach().cpu()
+    if plain.dtype in (torch.bfloat16, torch.float16):
+        plain = plain.float()
+    array: Array = plain.numpy()
+    return array
+
+
+def safe_name(name: str) -> str:
+    """`name` without blanks and '/', which no graph name may have."""
+    return re.sub(r"[\s/]+", "_", name)
+
+
+def roles(atoms: Atoms) -> set[str]:
+    return {a.role for a in atoms}
+
+
+def fresh(size: int) -> Atoms:
+    """A new axis of the value: one atom, or none where its size is 1."""
+    return (Atom(size),) if size > 1 else ()
+
+
+Result = Any
+Handler = Callable[[Lowering, Call], Result]
+
+REGISTRY: dict[str, Handler] = {}
+"""ATen operator (schema name without namespace) to its lowering."""
+
+
+def lowers(*operators: str) -> Callable[[Handler], Handler]:
+    """Register a lowering."""
+
+    def register(handler: Handler) -> Handler:
+        for operator in operators:
+            REGISTRY[operator] = handler
+        return handler
+
+    return register

@@ -1,0 +1,200 @@
+"""trace: a user's PyTorch model to a graph, and the model itself as an executor beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from stdeploy.errors import UnsupportedError, UserError
+from stdeploy.graph import Graph, validate
+from stdeploy.graph.execution import Execution
+from stdeploy.graph.interpreter import steps_first
+from stdeploy.graph.ops import Output
+from stdeploy.graph.weight import Array
+from stdeploy.trace.axes import Role, arrange, restore
+from stdeploy.trace.lowering import Recorded
+from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
+from stdeploy.trace.opaque import forwards, settings_applied
+from stdeploy.trace.program import check_evaluated, example_batch, export_program, floating_dtype
+from stdeploy.trace.tracer import InputSpec, refuse_all, translate
+
+InputLayout = Literal["B", "BT", "TB"]
+
+_LEAD: dict[str, tuple[Role, ...]] = {"B": ("batch",), "BT": ("batch", "time"), "TB": ("time", "batch")}
+
+
+@dataclass(frozen=True, eq=False)
+class TracedModel:
+    """A graph and the module that it was traced from; `run` executes the module, not the graph."""
+
+    graph: Graph
+    module: nn.Module
+    neurons: Mapping[str, list[Recorded]]
+    outputs: Mapping[int, Recorded]
+    settings: Mapping[str, Any]
+    stateful: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return f"torch {type(self.module).__name__}"
+
+    def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
+        """Run the user's model on a batch in the Input's layout, in its own floating-point type.
+
+        `forced` as in Executor. UserError where the input's shape does not fit, or forced names are unknown.
+        """
+        node = self.graph.inputs[0]
+        array = np.asarray(inputs)
+        batch = steps_first(node, array, self.graph.steps).shape[0 if self._layout() == "B" else 1]
+        forced = dict(forced or {})
+        unknown = sorted(set(forced) - {n.name for n in self.graph.neurons})
+        if unknown:
+            raise UserError(f"forced spikes name neurons that the graph does not have: {', '.join(unknown)}")
+        check_evaluated(self.module)
+        spikes: dict[str, Array] = {}
+        replaced = {
+            path: self._recording(path, self.module.get_submodule(path).forward, spikes, forced, batch)
+            for path in self.neurons
+        }
+        x = torch.as_tensor(array).to(floating_dtype(self.module))
+        with torch.no_grad(), settings_applied(self.module, self.settings, is_neuron):
+            self._reset()
+            with forwards(self.module, replaced):
+                result = self.module(x)
+            self._reset()
+        return Execution(outputs=self._outputs(result, batch), spikes=spikes)
+
+    def _layout(self) -> str:
+        return str(getattr(self.graph.inputs[0].op, "layout", "B"))
+
+    def _reset(self) -> None:
+        """Neurons that keep their membrane start from rest, and are left so."""
+        for path in self.stateful:
+            self.module.get_submodule(path).reset()  # type: ignore[operator]
+
+    def _recording(
+        self,
+        path: str,
+        original: Callable[..., Tensor],
+        spikes: dict[str, Array],
+        forced: Mapping[str, Array],
+        batch: int,
+    ) -> Callable[..., Tensor]:
+        """The neuron's own forward that notes its spikes and passes forced ones on."""
+        calls = iter(self.neurons[path])
+
+        def forward(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            out = original(x, *rest, **options)
+            recorded = next(calls, None)
+            if recorded is None or recorded.name not in self.graph.nodes:
+                return out
+            array = arrange(out.detach().cpu().numpy(), recorded.layout, ("time", "batch"), batch)
+            spikes[recorded.name] = array.astype(np.uint8)
+            if recorded.name not in forced:
+                return out
+            value = np.asarray(forced[recorded.name])
+            if value.shape != array.shape:
+                raise UserError(
+                    f"forced spikes of {recorded.name} have shape {value.shape}, the neuron {array.shape}"
+                )
+            given = restore(value, recorded.layout, ("time", "batch"), batch)
+            return torch.as_tensor(given).to(out)
+
+        return forward
+
+    def _outputs(self, result: Any, batch: int) -> dict[str, Array]:
+        leaves = pytree.tree_leaves(result)
+        out: dict[str, Array] = {}
+        for position, recorded in self.outputs.items():
+            op = self.graph[recorded.name].op
+            if not isinstance(op, Output):
+                raise TypeError(f"{recorded.name} is not an Output")
+            array = leaves[position].detach().cpu().numpy()
+            out[op.label] = np.ascontiguousarray(arrange(array, recorded.layout, _LEAD[op.layout], batch))
+        return out
+
+
+def trace(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    steps: int | None = None,
+    layout: InputLayout | str | None = None,
+    neuron: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> TracedModel:
+    """The graph of a spiking network in evaluation mode, and the network as its own executor.
+
+    `input_shape` is one sample without batch: `(C, H, W)` or `(C,)` for layout "B", `(T, C, H, W)` for
+    frames (layout "BT", or "TB" where the model takes `[T, B, ...]`). `steps` is checked against the
+    model's T. `neuron` overrides tau, v_threshold, v_reset or decay_input of every neuron. Raises
+    UserError (training mode, shapes, settings) and UnsupportedError with everything that has no place
+    in the graph.
+    """
+    check_evaluated(module)
+    settings = dict(neuron or {})
+    check_settings(settings)
+    chosen = layout or ("BT" if len(input_shape) == 4 else "B")
+    if chosen not in _LEAD:
+        raise UserError(f"unknown layout {chosen!r}", hint="known: B, BT, TB")
+    if not input_shape or (chosen != "B" and len(input_shape) < 2) or min(input_shape) < 1:
+        raise UserError(f"an input of shape {input_shape} does not fit layout {chosen}")
+    with settings_applied(module, settings, is_neuron):
+        found, refused = read_neurons(module, settings)
+        if refused:
+            raise UnsupportedError("neurons of the model cannot be expressed", refused)
+        return _traced(module, tuple(input_shape), chosen, steps, found, settings, metadata or {})
+
+
+def _traced(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    layout: str,
+    steps: int | None,
+    neurons: dict[str, NeuronSpec],
+    settings: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> TracedModel:
+    batch = example_batch(shape)
+    dtype = floating_dtype(module)
+    sizes = {"B": (batch, *shape), "BT": (batch, *shape), "TB": (shape[0], batch, *shape[1:])}[layout]
+    program = export_program(module, torch.zeros(sizes, dtype=dtype), neurons)
+    found = _steps(program, layout, shape, steps)
+    spec = InputSpec(shape if layout == "B" else shape[1:], layout, found, batch)
+    kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
+    result = translate(program, module, spec, neurons, kept)
+    if result.refused and result.decomposable:
+        again = translate(program.run_decompositions({}), module, spec, neurons, kept)
+        result = again if not again.refused else result
+    refuse_all(result.refused)
+    if result.graph is None:
+        raise TypeError("a translation without refusals has no graph")
+    stateful = frozenset(path for path in result.neurons if neurons[path].stateful)
+    return TracedModel(validate(result.graph), module, result.neurons, result.outputs, settings, stateful)
+
+
+def _steps(program: Any, layout: str, shape: tuple[int, ...], wanted: int | None) -> int:
+    """T: the frames' or the neurons' leading dimension; UserError where that is not what the user says."""
+    leading = [
+        int(node.args[0].meta["val"].shape[0])
+        for node in program.graph_module.graph.nodes
+        if node.op == "call_function"
+        and getattr(node.target, "_schema", None) is not None
+        and node.target._schema.name == "stdeploy::neuron"
+    ]
+    if not leading:
+        raise UserError(
+            "the model calls no spiking neuron", hint="multi-step IF, LIF, PLIF and sLIF neurons are known"
+        )
+    found = shape[0] if layout != "B" else min(leading)
+    if wanted is not None and wanted != found:
+        raise UserError(
+            f"the model runs {found} time steps, not {wanted}", hint=f"leave --steps out, or say {found}"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""torch.export of a model whose neurons are opaque, and what each of its operators is called with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from stdeploy.errors import UserError
+from stdeploy.trace.lowering import Call
+from stdeploy.trace.opaque import forwards, opaque
+
+_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+
+
+def example_batch(shape: tuple[int, ...]) -> int:
+    """A batch size that divides no dimension of the input, so that no view mistakes it for one."""
+    return next((p for p in _PRIMES if all(n % p for n in shape)), 53)
+
+
+def check_evaluated(module: nn.Module) -> None:
+    """UserError where a part of the model is in training mode."""
+    training = [path or type(child).__name__ for path, child in module.named_modules() if child.training]
+    if training:
+        shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+        raise UserError(f"the model is in training mode ({shown})", hint="call .eval() on it first")
+
+
+def floating_dtype(module: nn.Module) -> torch.dtype:
+    """The parameters' floating-point type."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any]) -> Any:
+    """The ExportedProgram of a model in evaluation mode (UserError where it does not run or is not traceable)."""
+    replaced = {path: opaque(path) for path in neurons}
+    try:
+        with torch.no_grad(), forwards(module, replaced):
+            return torch.export.export(module, (example,), strict=False)
+    except Exception as error:  # whatever the user's forward raises
+        text = str(error).strip().splitlines()
+        shape = "x".join(str(n) for n in example.shape)
+        raise UserError(
+            f"the model cannot be traced on an input of shape {shape}: {text[0] if text else type(error).__name__}",
+            hint="check --input; a forward whose control flow depends on values cannot be traced",
+        ) from error
+
+
+def constants(program: Any) -> dict[str, tuple[str, Tensor]]:
+    """Placeholder name to (name in the model, tensor) of every parameter, buffer and constant."""
+    signature = program.graph_signature
+    tensors = {**program.state_dict, **program.constants}
+    found: dict[str, tuple[str, Tensor]] = {}
+    for table in (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    ):
+        for placeholder, name in table.items():
+            found[placeholder] = (name, tensors[name])
+    return found
+
+
+def operator_name(node: fx.Node) -> str:
+    """Schema name without namespace: `conv2d` of aten.conv2d.default."""
+    schema = getattr(node.target, "_schema", None)
+    return (
+        str(schema.name).split("::")[-1]
+        if schema is not None
+        else getattr(node.target, "__name__", str(node.target))
+    )
+
+
+def call_of(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """The node's operator with `args` bound to the schema's names, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    bound: dict[str, Any] = {}
+    if schema is not None:
+        for i, argument in enumerate(schema.arguments):
+            if i < len(args):
+                bound[argument.name] = args[i]
+            elif argument.name in kwargs:
+                bound[argument.name] = kwargs[argument.name]
+            elif argument.has_default_value():
+                bound[argument.name] = argument.default_value
+    path = module_path(node)
+    return Call(node, operator_name(node), bound, path, _is_leaf(module, path))
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that the operator was called in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return re.sub(r"@\d+", "", str(path))
+
+
+def _is_leaf(module: nn.Module, path: str) -> bool:
+    try:
+        child = module.get_submodule(path)
+    except AttributeError:
+        return False
+    return bool(path) and type(child).__module__.startswith("torch.nn.") and not list(child.children())
+
+
+def line_of(node: fx.Node) -> str:
+    """`file:line` of the user's code that called the operator, or nothing where it is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [f for f in frames if "/torch/nn/" not in f[0]]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""

@@ -1,0 +1,217 @@
+"""Operators of the exported program, one after another, to nodes of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from stdeploy.errors import Unsupported, UnsupportedError
+from stdeploy.graph.graph import Graph, GraphBuilder, GraphError
+from stdeploy.graph.ops import Flatten, Input, Output, Readout, Reduce
+from stdeploy.trace import aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views
+from stdeploy.trace.axes import Atom, Layout, LayoutError
+from stdeploy.trace.lowering import REGISTRY, Lowering, Recorded, Refusal, Traced
+from stdeploy.trace.neurons import NeuronSpec
+from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
+
+HANDLERS = (aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views)
+"""Modules that register lowerings."""
+
+_AXES = {1: ("channel",), 2: ("channel", "token"), 3: ("channel", "y", "x")}
+
+
+class _Unknown:
+    """Stands for the result of an operator that was refused; what reads it is not judged."""
+
+
+UNKNOWN = _Unknown()
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """The graph, where each neuron's calls and each output are in it, and whether decomposing may help."""
+
+    graph: Graph | None
+    neurons: dict[str, list[Recorded]]
+    outputs: dict[int, Recorded]
+    refused: list[Unsupported]
+    decomposable: bool
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One sample's `shape` (without T and B), layout and the example's batch size."""
+
+    shape: tuple[int, ...]
+    layout: Any
+    steps: int
+    batch: int
+
+
+def translate(
+    program: Any,
+    module: nn.Module,
+    spec: InputSpec,
+    neurons: dict[str, NeuronSpec],
+    metadata: Mapping[str, Any],
+) -> Translation:
+    """Lower every operator; what cannot be expressed is collected, not raised."""
+    return _Translator(program, module, spec, neurons, metadata).run()
+
+
+class _Translator:
+    def __init__(
+        self,
+        program: Any,
+        module: nn.Module,
+        spec: InputSpec,
+        neurons: dict[str, NeuronSpec],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self.program, self.module, self.spec = program, module, spec
+        self.known = constants(program)
+        self.environment: dict[fx.Node, Any] = {}
+        self.refused: list[Unsupported] = []
+        self.decomposable = False
+        self.outputs: dict[int, Recorded] = {}
+        names = {tensor: name for name, tensor in self.known.values()}
+        time, batch = Atom(spec.steps, "time"), Atom(spec.batch, "batch")
+        builder = GraphBuilder(spec.steps, metadata)
+        self.ctx = Lowering(builder, neurons, spec.steps, names, time, batch)
+
+    def run(self) -> Translation:
+        user_inputs = set(self.program.graph_signature.user_inputs)
+        for node in self.program.graph_module.graph.nodes:
+            if node.op == "placeholder":
+                self.environment[node] = (
+                    self._input() if node.name in user_inputs else self.known.get(node.name, ("", None))[1]
+                )
+            elif node.op == "call_function":
+                self.environment[node] = self._call(node)
+            elif node.op == "get_attr":
+                self.environment[node] = getattr(self.program.graph_module, node.target, None)
+            elif node.op == "output":
+                self._finish(node)
+        graph = None if self.refused else _reachable(self.ctx.builder.build())
+        return Translation(graph, self.ctx.calls, self.outputs, self.refused, self.decomposable)
+
+    def _input(self) -> Traced:
+        spec = self.spec
+        axes = _AXES.get(len(spec.shape), ("channel", *(f"axis{i}" for i in range(1, len(spec.shape)))))
+        name = self.ctx.builder.add(Input(spec.shape, axes, spec.layout), name="input")
+        atoms = tuple((Atom(n),) if n > 1 else () for n in spec.shape)
+        lead = {"B": ["batch"], "BT": ["batch", "time"], "TB": ["time", "batch"]}[spec.layout]
+        return Traced(name, Layout((*((getattr(self.ctx, role),) for role in lead), *atoms), atoms))
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.environment[n])
+        leaves = [*pytree.tree_leaves(args), *pytree.tree_leaves(kwargs)]
+        if any(leaf is UNKNOWN for leaf in leaves):
+            return UNKNOWN
+        operator = operator_name(node)
+        if operator == "getitem":
+            return args[0][args[1]]
+        if not any(isinstance(leaf, Traced) for leaf in leaves) and operator != "neuron":
+            with torch.no_grad():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        if not node.users and operator not in REGISTRY:
+            return None  # an assertion, or a result that nothing reads
+        try:
+            handler = REGISTRY.get(operator)
+            if handler is None:
+                raise Refusal("there is no lowering for this operator", unknown=True)
+            return handler(self.ctx, call_of(node, self.module, tuple(args), kwargs))
+        except Refusal as refusal:
+            self.decomposable |= refusal.unknown
+            return self._refuse(node, operator, refusal.reason, refusal.hint)
+        except (LayoutError, GraphError) as error:
+            return self._refuse(node, operator, str(error), None)
+
+    def _refuse(self, node: fx.Node, operator: str, reason: str, hint: str | None) -> _Unknown:
+        path, line = module_path(node), line_of(node)
+        where = f"{path} ({line})" if line else path
+        self.refused.append(Unsupported(where, operator, reason, hint))
+        return UNKNOWN
+
+    def _finish(self, node: fx.Node) -> None:
+        values = [self.environment.get(a, None) if isinstance(a, fx.Node) else a for a in node.args[0]]  # type: ignore[union-attr]
+        count = 0
+        for position, value in enumerate(values):
+            if not isinstance(value, Traced):
+                continue
+            try:
+                recorded = self._output(value, "output" if count == 0 else f"output.{count}")
+            except (Refusal, LayoutError, GraphError) as error:
+                self.refused.append(Unsupported("(output)", f"output {position}", str(error)))
+                continue
+            self.outputs[position] = recorded
+            count += 1
+        if not self.outputs and not self.refused:
+            self.refused.append(
+                Unsupported("(output)", "output", "the model returns nothing that depends on its input")
+            )
+
+    def _output(self, x: Traced, label: str) -> Recorded:
+        x = self.ctx.tensor(x)
+        layout = x.layout
+        if any(a.role == "new" for d in layout.dims for a in d):
+            raise Refusal("it is repeated along a dimension")
+        name = x.name
+        lead = _lead(layout, self.ctx.time, self.ctx.batch)
+        if lead == "B" and self.ctx.value(x).time == "step":
+            if self.spec.steps > 1:
+                raise Refusal("its time dimension has disappeared in views")
+            name = self.ctx.builder.add(Readout("last"), (name,), name="readout")
+        name, layout = self._squeezed(name, layout, len(lead))
+        atoms = [a for d in layout.dims for a in d if a.role == "axis"]
+        if atoms != [a for axis in layout.axes for a in axis]:
+            raise Refusal(
+                "its dimensions are not in the order channel, then space", "permute it before returning it"
+            )
+        out = self.ctx.builder.add(Output(label, lead), (name,), name=label)  # type: ignore[arg-type]
+        return Recorded(out, layout)
+
+    def _squeezed(self, name: str, layout: Layout, lead: int) -> tuple[str, Layout]:
+        """Without axes of size 1 that the torch tensor has not, and flat where it is."""
+        rest = layout.dims[lead:]
+        add = self.ctx.builder.add
+        if len(rest) == 1 and len(layout.axes) > 1:
+            flat = tuple(a for axis in layout.axes for a in axis)
+            return add(Flatten(), (name,), name="flatten"), Layout(layout.dims, (flat,))
+        single = tuple(k for k, axis in enumerate(layout.axes) if not axis)
+        surplus = len(layout.axes) - len(rest)
+        if surplus > 0 and len(single) >= surplus:
+            gone = single[-surplus:]
+            name = add(Reduce(gone, False), (name,), name="squeeze")
+            return name, Layout(layout.dims, tuple(a for k, a in enumerate(layout.axes) if k not in gone))
+        return name, layout
+
+
+def _lead(layout: Layout, time: Atom, batch: Atom) -> str:
+    lead = [d for d in layout.dims[:2] if d in ((time,), (batch,))]
+    text = "".join("T" if d == (time,) else "B" for d in lead)
+    others = [a for d in layout.dims[len(lead) :] for a in d if a.role != "axis"]
+    if text not in ("B", "BT", "TB") or others:
+        raise Refusal("its first dimensions are not the batch, or time and batch")
+    return text
+
+
+def _reachable(graph: Graph) -> Graph:
+    """Only what the outputs depend on, and the input."""
+    wanted: set[str] = set()
+    for node in reversed(list(graph)):
+        if node.name in wanted or isinstance(node.op, Input | Output):
+            wanted |= {node.name, *node.inputs}
+    return Graph(graph.steps, {n: v for n, v in graph.nodes.items() if n in wanted}, graph.metadata)
+
+
+def refuse_all(refused: list[Unsupported]) -> None:
+    """UnsupportedError that lists everything, if there is anything."""
+    if refused:
+        count = f"{len(refused)} operators" if len(refused) > 1 else "an operator"
+        raise UnsupportedError(f"{count} of the model cannot be expressed in the graph", refused)
