@@ -1,0 +1,73 @@
+"""The main job on the shipped sample: export to ONNX and NIR, verify both on 256 images, print a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stdeploy import workflow
+from stdeploy.cli.console import size_text
+from stdeploy.data import load_data
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "out"
+
+
+def main() -> int:
+    console = Console(stderr=True)
+    OUT.mkdir(exist_ok=True)
+    source = workflow.open_source(HERE / "pruned.pt")
+    console.print(
+        f"traced {source.path.name}: {len(source.graph)} nodes, {len(source.graph.neurons)} neuron layers"
+    )
+    images, labels = load_data(HERE / "test_images.npz", source.graph)
+    table = Table(title=f"{source.path.name}, {len(images)} Fashion-MNIST test images", box=None)
+    for title in (
+        "file",
+        "size",
+        "read by",
+        "spikes compared",
+        "differ",
+        "unexplained",
+        "argmax",
+        "accuracy",
+        "torch's",
+    ):
+        table.add_column(title, justify="left" if title in ("file", "read by") else "right")
+    ok = True
+    for target in ("onnx", "nir"):
+        lowered = workflow.lower(source.graph, target)
+        path = OUT / f"pruned{workflow.suffix_of(target)}"
+        artifact = workflow.export(source, lowered, path)
+        console.print(f"wrote {path.relative_to(HERE.parent)}, {size_text(artifact.size_bytes)}")
+        for reader in workflow.executors(path):
+            console.print(f"verifying {path.name} in {reader.name} ...")
+            report = workflow.check(source, lowered.graph, reader, images, labels)
+            (logits,) = report.outputs
+            wrong = sum(layer.unexplained + layer.reference_unexplained for layer in report.layers)
+            table.add_row(
+                path.name,
+                size_text(artifact.size_bytes),
+                reader.name,
+                f"{report.spikes_compared:,}",
+                f"{report.spike_mismatches:,}",
+                f"{wrong:,}",
+                f"{logits.argmax_agree}/{logits.samples}",
+                f"{(logits.candidate_correct or 0) / logits.samples:.2%}",
+                f"{(logits.reference_correct or 0) / logits.samples:.2%}",
+            )
+            if report.mismatches or not report.ok:
+                console.print(report.render())
+            ok = ok and report.ok
+    Console().print(table)
+    print(
+        f"source: {source.path.stat().st_size:,} bytes; a difference counts as explained only within float rounding"
+    )
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
