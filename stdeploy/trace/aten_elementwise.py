@@ -201,11 +201,11 @@ def _by_axes(split: Array, atoms: list[Atom], layout: Layout, steps: Atom | None
     lead = [] if steps is None else [atoms.index(steps)]
     rest = [i for i in range(len(atoms)) if i not in order and i not in lead]
     array = split.transpose([*lead, *order, *rest])
-    array = array.reshape(array.shape[: len(lead) + len(order)])
-    shape = [array.shape[0]] if lead else []
+    array = array.reshape(tuple(array.shape)[: len(lead) + len(order)])
+    shape: list[int] = [array.shape[0]] if lead else []
     position = len(lead)
     for axis in layout.axes:
-        present = array.shape[position : position + len(axis)]
+        present: tuple[int, ...] = tuple(array.shape)[position : position + len(axis)]
         if any(n > 1 for n in present) and any(n != a.size for n, a in zip(present, axis, strict=True)):
             whole = (*array.shape[:position], *(a.size for a in axis), *array.shape[position + len(axis) :])
             array = np.broadcast_to(array, whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
 
 from stdeploy.graph.ops import Concat, Readout, Slice
 from stdeploy.trace.axes import Atom, Atoms, Layout, LayoutError, align, length
@@ -119,7 +120,7 @@ def unchanged(ctx: Lowering, call: Call) -> Traced:
 @lowers("to", "_to_copy", "type_as", "float", "double")
 def cast(ctx: Lowering, call: Call) -> Traced:
     source, target = call.node.args[0], call.node.meta.get("val")
-    before = source.meta.get("val") if hasattr(source, "meta") else None
+    before = source.meta.get("val") if isinstance(source, fx.Node) else None
     if before is None or target is None or before.dtype != target.dtype:
         raise Refusal("it changes the data type", "keep the model in one floating-point type")
     return ctx.tensor(call["self"], padded=True)

@@ -13,11 +13,11 @@ from stdeploy.errors import UserError
 
 OP = "stdeploy::neuron"
 
-_library = torch.library.Library("stdeploy", "DEF")
-_library.define("neuron(Tensor x, str path) -> Tensor")
+_library = torch.library.Library("stdeploy", "DEF")  # type: ignore[no-untyped-call]
+_library.define("neuron(Tensor x, str path) -> Tensor")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake(OP, lib=_library)
+@torch.library.register_fake(OP, lib=_library)  # type: ignore[untyped-decorator]
 def _neuron_shape(x: Tensor, path: str) -> Tensor:
     """A contiguous tensor like `x`, whatever its strides: views behind it must not depend on them.
 

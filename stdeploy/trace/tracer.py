@@ -18,6 +18,7 @@ from stdeploy.trace.axes import Atom, Layout, LayoutError
 from stdeploy.trace.lowering import REGISTRY, Lowering, Recorded, Refusal, Traced
 from stdeploy.trace.neurons import NeuronSpec
 from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
+from stdeploy.trace.ragged import join_heads
 
 HANDLERS = (aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views)
 """Modules that register lowerings."""
@@ -97,7 +98,7 @@ class _Translator:
                 self.environment[node] = getattr(self.program.graph_module, node.target, None)
             elif node.op == "output":
                 self._finish(node)
-        graph = None if self.refused else _reachable(self.ctx.builder.build())
+        graph = None if self.refused else _reachable(join_heads(self.ctx.builder.build()))
         return Translation(graph, self.ctx.calls, self.outputs, self.refused, self.decomposable)
 
     def _input(self) -> Traced:
@@ -109,7 +110,8 @@ class _Translator:
         return Traced(name, Layout((*((getattr(self.ctx, role),) for role in lead), *atoms), atoms))
 
     def _call(self, node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.environment[n])
+        mapped: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self.environment[n])
+        args, kwargs = mapped
         leaves = [*pytree.tree_leaves(args), *pytree.tree_leaves(kwargs)]
         if any(leaf is UNKNOWN for leaf in leaves):
             return UNKNOWN
