@@ -219,7 +219,6 @@ class Report:
             )
         if self.spike_mismatches > limit:
             lines.append(f"  ... {self.spike_mismatches - limit} more (--json lists up to 1000 a layer)")
-        lines += [f"warning: {text}" for text in self.warnings]
         lines += [f"problem: {text}" for text in self.problems]
         lines.append(self.summary())
         return lines

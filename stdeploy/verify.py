@@ -10,7 +10,7 @@ more than the bound is a bug, whoever fired it; everything else is rounding at t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 
 from stdeploy.errors import ParityError, UserError
 from stdeploy.graph.execution import Execution, Executor
-from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.graph import Graph
 from stdeploy.graph.ops import Input, Neuron, Output
-from stdeploy.graph.rounding import Bounded, drives, membrane
+from stdeploy.graph.rounding import Bounded, Drives, drives, membrane
 from stdeploy.graph.weight import Array
+from stdeploy.pairing import Pair, neuron_of, pairs, select, take, threshold_of
 from stdeploy.parity import KINDS, LayerReport, Mismatch, OutputReport, Report
 
 MEMORY_BYTES = 1 << 30
@@ -45,13 +46,38 @@ def compare(
     batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Compare `candidate` with `reference` on `inputs` (the Input's layout, float32).
+    """Compare `candidate` with `reference` on `inputs`; see compare_all."""
+    (report,) = compare_all(
+        reference,
+        [candidate],
+        graph,
+        inputs,
+        exported=exported,
+        labels=labels,
+        batch=batch,
+        progress=progress,
+    )
+    return report
 
-    `graph` is the reference's network with all its neurons; `exported` the one the candidate was made
+
+def compare_all(
+    reference: Executor,
+    candidates: Sequence[Executor],
+    graph: Graph,
+    inputs: Array,
+    *,
+    exported: Graph | None = None,
+    labels: Array | None = None,
+    batch: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Report]:
+    """Compare each candidate with `reference`, which runs once, on `inputs` (the Input's layout, float32).
+
+    `graph` is the reference's network with all its neurons; `exported` the one the candidates were made
     from, where passes removed neurons or channels (`Neuron.kept`). `labels` `[n]` adds accuracies. `progress`
     is told the number of samples done. Raises UserError where the inputs do not fit.
     """
-    comparison = _Comparison(graph, exported or graph, reference.name, candidate.name)
+    comparisons = [_Comparison(graph, exported or graph, reference.name, c.name) for c in candidates]
     axis = batch_axis(graph)
     samples = inputs.shape[axis] if inputs.ndim > axis else 0
     if samples == 0:
@@ -61,10 +87,13 @@ def compare(
     size = batch or batch_for(graph)
     for start in range(0, samples, size):
         part = np.take(inputs, range(start, min(start + size, samples)), axis=axis).astype(np.float32)
-        comparison.add(reference, candidate, part, start)
+        wanted = reference.run(part)
+        exact = drives(graph, part, wanted.spikes)
+        for comparison, candidate in zip(comparisons, candidates, strict=True):
+            comparison.add(wanted, exact, candidate, part, start)
         if progress is not None:
             progress(min(start + size, samples))
-    return comparison.report(labels)
+    return [comparison.report(labels) for comparison in comparisons]
 
 
 def require(report: Report) -> Report:
@@ -90,15 +119,6 @@ def batch_for(graph: Graph, memory: int = MEMORY_BYTES) -> int:
     return max(1, min(64, memory // max(1, 8 * _ARRAYS_PER_SPIKE * spikes)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """A neuron layer of the reference with the exported one; `channels` picks the kept channels (None: all)."""
-
-    source: Node
-    exported: Node | None
-    channels: Array | None
-
-
 @dataclass
 class _Layer:
     """Running totals of one neuron layer."""
@@ -122,7 +142,7 @@ class _Comparison:
     def __init__(self, graph: Graph, exported: Graph, reference: str, candidate: str) -> None:
         self.graph, self.exported = graph, exported
         self.names = (reference, candidate)
-        self.pairs = list(_pairs(graph, exported))
+        self.pairs = list(pairs(graph, exported))
         self.layers = {
             p.source.name: _Layer(by_step=np.zeros(graph.steps, dtype=np.int64)) for p in self.pairs
         }
@@ -131,17 +151,15 @@ class _Comparison:
         self.unobserved: set[str] = set()
         self.samples = 0
 
-    def add(self, reference: Executor, candidate: Executor, inputs: Array, start: int) -> None:
-        """Run both on one batch and add what differs."""
-        wanted = reference.run(inputs)
+    def add(self, wanted: Execution, exact: Drives, candidate: Executor, inputs: Array, start: int) -> None:
+        """Run the candidate on one batch and add where it differs from `wanted`, the reference's run."""
         forced = {
-            p.exported.name: _take(wanted.spikes[p.source.name], p.channels)
+            p.exported.name: take(wanted.spikes[p.source.name], p.channels)
             for p in self.pairs
             if p.exported is not None and p.source.name in wanted.spikes
         }
         taught = candidate.run(inputs, forced)
         free = candidate.run(inputs)
-        exact = drives(self.graph, inputs, wanted.spikes)
         flipped = np.zeros(inputs.shape[batch_axis(self.graph)], dtype=bool)
         for pair in self.pairs:
             flipped |= self._layer(
@@ -153,10 +171,10 @@ class _Comparison:
                 totals.add(node.op.label, wanted, taught, free, exact.outputs[node.op.label], flipped)
         self.samples += len(flipped)
 
-    def _layer(self, pair: _Pair, spikes: Array, taught: Execution, drive: Bounded, start: int) -> Array:
+    def _layer(self, pair: Pair, spikes: Array, taught: Execution, drive: Bounded, start: int) -> Array:
         """Compare one neuron layer on one batch; returns which samples differ in it."""
         totals = self.layers[pair.source.name]
-        op = _neuron(pair.source)
+        op = neuron_of(pair.source)
         totals.fired += _count(spikes)
         totals.emitted += spikes.size
         _, _, wrong = _judge(op, drive, spikes)
@@ -166,7 +184,7 @@ class _Comparison:
         if pair.exported.name not in taught.spikes:
             self.unobserved.add(pair.source.name)
             return np.zeros(spikes.shape[1], dtype=bool)
-        r = _take(spikes, pair.channels)
+        r = take(spikes, pair.channels)
         c = taught.spikes[pair.exported.name]
         if c.shape != r.shape:
             raise UserError(
@@ -175,19 +193,17 @@ class _Comparison:
                 hint="was the artefact exported from this model, by this version?",
             )
         totals.compared += r.size
-        return self._differences(pair, r, c, _take(wrong, pair.channels), drive, start)
+        return self._differences(pair, r, c, take(wrong, pair.channels), drive, start)
 
-    def _differences(
-        self, pair: _Pair, r: Array, c: Array, wrong: Array, drive: Bounded, start: int
-    ) -> Array:
+    def _differences(self, pair: Pair, r: Array, c: Array, wrong: Array, drive: Bounded, start: int) -> Array:
         """Judge the candidate's spikes `c`; record where they differ from `r`, of which `wrong` are no rounding."""
         totals = self.layers[pair.source.name]
         differ = (c != 0) != (r != 0)
         if not differ.any():  # the same spikes have the same membranes
             totals.unexplained += _count(wrong)
             return np.zeros(c.shape[1], dtype=bool)
-        op = _select(_neuron(pair.source), pair.channels)
-        drive = Bounded(_take(drive.value, pair.channels), _take(drive.error, pair.channels))
+        op = select(neuron_of(pair.source), pair.channels)
+        drive = Bounded(take(drive.value, pair.channels), take(drive.error, pair.channels))
         distance, bound, own_wrong = _judge(op, drive, c)
         totals.unexplained += _count(own_wrong)
         earlier = np.cumsum(differ, axis=0) - differ > 0
@@ -322,70 +338,10 @@ class _OutputTotals:
 def _judge(op: Neuron, drive: Bounded, spikes: Array) -> tuple[Array, Array, Array]:
     """Exact membrane minus threshold along the spikes' own resets, its bound, and where `spikes` contradict it."""
     own = membrane(op, drive, spikes)
-    distance = own.value - _threshold(op, spikes.ndim)
+    distance = own.value - threshold_of(op, spikes.ndim)
     excused = (np.abs(distance) <= own.error) & (own.error > 0)
     return distance, own.error, ((spikes != 0) != (distance >= 0)) & ~excused
 
 
 def _count(mask: Any) -> int:
     return int(np.count_nonzero(mask))
-
-
-def _pairs(graph: Graph, exported: Graph) -> Iterator[_Pair]:
-    names: Mapping[str, Node] = {n.name: n for n in exported.neurons}
-    strange = sorted(set(names) - {n.name for n in graph.neurons})
-    if strange:
-        raise UserError(f"the artefact has neurons that the model does not have: {', '.join(strange)}")
-    for node in graph.neurons:
-        other = names.get(node.name)
-        yield _Pair(node, other, _channels(node, other) if other is not None else None)
-
-
-def _channels(source: Node, exported: Node) -> Array | None:
-    """Channels of `source` that `exported` still has, as indices into `source`'s (None: all, in order)."""
-    have, want = _neuron(source).kept, _neuron(exported).kept
-    total = source.value.shape[0]
-    if want is None:
-        if source.value.shape != exported.value.shape:
-            raise UserError(
-                f"{source.name} has shape {source.value.shape}, exported {exported.value.shape}, "
-                "and no record of which channels were kept"
-            )
-        return None
-    places = {int(c): i for i, c in enumerate(have if have is not None else range(total))}
-    strange = [int(c) for c in want if int(c) not in places]
-    if strange:
-        raise UserError(f"{exported.name} keeps channels {strange}, which the model's {source.name} lacks")
-    chosen = np.array([places[int(c)] for c in want], dtype=np.int64)
-    return None if np.array_equal(chosen, np.arange(total)) else chosen
-
-
-def _neuron(node: Node) -> Neuron:
-    if not isinstance(node.op, Neuron):
-        raise TypeError(f"{node.name} is not a Neuron")
-    return node.op
-
-
-def _take(array: Array, channels: Array | None) -> Array:
-    """Channels of `[T, B, C, *]`."""
-    return array if channels is None else np.take(array, channels, axis=2)
-
-
-def _select(op: Neuron, channels: Array | None) -> Neuron:
-    """`op` with only the given channels' parameters."""
-
-    def pick(parameter: Array) -> Array:
-        return parameter[channels] if channels is not None and parameter.ndim else parameter
-
-    return Neuron(
-        None if op.tau is None else pick(op.tau),
-        pick(op.v_threshold),
-        None if op.v_reset is None else pick(op.v_reset),
-        op.decay_input,
-        op.kind,
-    )
-
-
-def _threshold(op: Neuron, ndim: int) -> Array:
-    value = np.asarray(op.v_threshold, dtype=np.float64)
-    return value.reshape(-1, *([1] * (ndim - 3))) if value.ndim else value

@@ -24,7 +24,7 @@ from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.weight import Array
 from stdeploy.parity import Report
 from stdeploy.passes.base import PassResult, run_pipeline
-from stdeploy.verify import compare
+from stdeploy.verify import compare_all
 
 if TYPE_CHECKING:
     from stdeploy.checkpoint_foreign import OpenedModel
@@ -229,10 +229,22 @@ def check(
     labels: Array | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Compare one executor of an artefact with the source (stdeploy.verify.compare)."""
-    return compare(
+    """Compare one executor of an artefact with the source (stdeploy.verify)."""
+    return check_all(source, exported, [candidate], inputs, labels, progress)[0]
+
+
+def check_all(
+    source: Source,
+    exported: Graph,
+    candidates: Sequence[Executor],
+    inputs: Array,
+    labels: Array | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Report]:
+    """Compare every executor of an artefact with the source, which runs once."""
+    return compare_all(
         source.reference,
-        candidate,
+        candidates,
         source.graph,
         inputs,
         exported=exported,

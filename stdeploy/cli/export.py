@@ -147,18 +147,17 @@ def verify(
     else:
         inputs, labels = random_data(source.graph, samples or 16), None
         talk.log("no --data: verifying on standard normal noise (fixed seed)")
-    reports = []
-    for candidate in workflow.executors(path, readers):
-        start = time.perf_counter()
-        with talk.progress(f"verify {candidate.name}", inputs.shape[batch_axis(source.graph)]) as progress:
-            report = workflow.check(source, exported, candidate, inputs, labels, progress)
-        talk.phase("verify", report.summary(), time.perf_counter() - start)
+    candidates = workflow.executors(path, readers)
+    start = time.perf_counter()
+    with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:
+        reports = workflow.check_all(source, exported, candidates, inputs, labels, progress)
+    seconds = time.perf_counter() - start
+    for report in reports:
+        talk.phase("verify", report.summary(), seconds if report is reports[-1] else None)
         if report.mismatches or not report.ok or talk.verbose:
             talk.result(report.render())
-        else:
-            for warning in report.warnings:
-                talk.log(f"warning: {warning}")
-        reports.append(report)
+    for warning in reports[0].warnings:
+        talk.log(f"warning: {warning}")
     return reports
 
 

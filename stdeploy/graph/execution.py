@@ -27,7 +27,10 @@ class Execution:
 class Executor(Protocol):
     """Anything that can run a network: the interpreter, PyTorch, onnxruntime, a NIR reader."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The software and its version."""
+        ...
 
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
         """Run a batch given in the Input's layout.
