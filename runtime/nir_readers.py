@@ -149,7 +149,7 @@ class TorchModel:
             self.reset(self.module)
         with torch.inference_mode():
             if self.multi_step:
-                every = np.broadcast_to(inputs, (count, *inputs.shape)) if static else inputs
+                every = np.stack([inputs] * count) if static else inputs
                 output = self.module(torch.from_numpy(np.ascontiguousarray(every)))[0]
                 whole: Array = output.numpy()
                 return whole

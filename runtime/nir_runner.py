@@ -130,9 +130,10 @@ class _Lif:
     def __call__(self, x: Array) -> Array:
         v = np.broadcast_to(self.v_leak, x.shape) if self.v is None else self.v
         h = v + (self.r * x - (v - self.v_leak)) * self.decay
-        fired = h > self.v_threshold
+        fired: Array = h > self.v_threshold
         self.v = np.where(fired, self.v_reset, h).astype(np.float32)
-        return fired.astype(np.float32)
+        spikes: Array = fired.astype(np.float32)
+        return spikes
 
 
 def _pair(value: Any) -> tuple[int, int]:

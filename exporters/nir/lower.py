@@ -36,6 +36,7 @@ class Lowering:
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.plan)
+        self.readers = {name: len(users) for name, users in self.graph.users().items()}
         found = products(self.graph)
         self.products: dict[str, Product] = {p.second.name: p for p in found}
         self.inside = {n.name for p in found for n in (p.first, *p.scales)}
@@ -70,6 +71,9 @@ class Lowering:
         shape = (*node.value.shape, 1, 1, 1)[:3]
         return Signal((shape[0], shape[1], shape[2]), {f"refused.{node.name}": 1.0})
 
+
+JOINED_TERMS = 3
+"""Nodes in a sum with several readers from which one node adds them up for all."""
 
 _TAKE_FLAT = (ops.Linear, ops.Flatten, ops.Scale, ops.Readout)
 
@@ -199,7 +203,12 @@ def _add(low: Lowering, node: Node, op: ops.Add, args: list[Signal]) -> Signal:
         if not constant or b.readout is not None:
             raise Refusal("it adds a value over all steps to one of another kind")
         b = b.divided(low.graph.steps) if a.readout == "sum" else b
-    return a.plus(b)
+    total = a.plus(b)
+    if len(total.nodes) < JOINED_TERMS or low.readers[node.name] < 2 or len(set(total.nodes.values())) > 1:
+        return total
+    scale = next(iter(total.nodes.values()))
+    joined = low.writer.join(f"{node.name}.join", list(total.nodes), shape)
+    return replace(total, nodes={joined: scale})
 
 
 def _mul(low: Lowering, node: Node, op: ops.Mul, args: list[Signal]) -> Signal:
@@ -286,16 +295,7 @@ def _output(low: Lowering, node: Node, op: ops.Output, args: list[Signal]) -> Si
     (x,) = args
     sources = low.writer.edges(node.name, x)
     if len(sources) > 1 or sources[0] == INPUT:  # one edge into Output: readers drop the others
-        weight = np.eye(x.shape[0])[:, :, None, None]
-        inner = convolve(
-            low.writer,
-            f"{node.name}.sum",
-            Signal(x.shape, dict.fromkeys(sources, 1.0)),
-            weight,
-            None,
-            x.shape,
-        )
-        sources = low.writer.edges(node.name, inner)
+        sources = [low.writer.join(f"{node.name}.join", sources, x.shape)]
     low.plan.edges.append((sources[0], OUTPUT))
     low.output_shape = x.shape
     low.readout = x.readout or ("last" if op.layout == "B" else None)

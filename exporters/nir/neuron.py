@@ -53,8 +53,7 @@ def _branches(
 ) -> Signal:
     """A LIF for each tau; one-hot convolutions put their channels back in the model's order."""
     channels, *space = signal.shape
-    convs: dict[Lazy, float] = {}
-    parts = []
+    parts, places = [], []
     for i, tau in enumerate(np.unique(taus)):
         rows = np.flatnonzero(taus == tau)
         shape = (len(rows), space[0], space[1])
@@ -64,9 +63,10 @@ def _branches(
         parts.append(Part(lif, rows))
         place = np.zeros((channels, len(rows), 1, 1))
         place[rows, np.arange(len(rows))] = 1.0
-        convs[Lazy(f"{name}.place", (lif,), place, np.zeros(channels), shape, signal.shape)] = 1.0
+        back = Lazy(f"{name}.place", (lif,), place, np.zeros(channels), shape, signal.shape)
+        places += writer.edges(name, Signal(signal.shape, convs={back: 1.0}))
     writer.plan.neurons[node.name] = parts
-    return Signal(signal.shape, convs=convs)
+    return Signal(signal.shape, {writer.join(f"{node.name}.join", places, signal.shape): 1.0})
 
 
 def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:

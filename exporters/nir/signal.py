@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from stdeploy.exporters.nir.plan import ConvNode, Pair, Plan, Role, Shape
+from stdeploy.exporters.nir.plan import ConvNode, Pair, Plan, PoolNode, Role, Shape
 from stdeploy.graph.weight import Array
 
 ReadoutMode = Literal["mean", "sum", "last"]
@@ -145,6 +145,14 @@ class Writer:
             node = ConvNode(weight, bias, lazy.stride, lazy.padding, lazy.dilation, lazy.in_shape, shape)
             self._written[key] = self.plan.add(lazy.name, node, list(lazy.inputs), lazy.role)
         return self._written[key]
+
+    def join(self, name: str, sources: list[str], shape: Shape, role: Role = "model") -> str:
+        """One node for a sum: a 1x1 average pool, which stores no weight and changes nothing.
+
+        Readers load a file in time about cubic in its edges, so what many nodes read had better be one.
+        """
+        pool = PoolNode((1, 1), (1, 1), (0, 0), shape)
+        return self.plan.add(name, pool, sources, role)
 
     def terms(self, name: str, signal: Signal, role: Role = "model") -> dict[float, tuple[str, ...]]:
         """Written nodes by the scale that a linear reader has to apply; the offset is not included."""
