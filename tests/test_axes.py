@@ -130,7 +130,7 @@ def test_uneven_reshapes_are_refused() -> None:
 
 
 def test_a_batch_of_another_size() -> None:
-    x, layout = start(2, 3, [4, 5])
+    x, _ = start(2, 3, [4, 5])
     _, traced = start(2, 7, [4, 5])
     y, seen = x.flatten(0, 1).transpose(1, 2), traced.flatten(0, 1).transpose(1, 2)
     np.testing.assert_array_equal(arrange(y.numpy(), seen, LEAD, 3), x.numpy())

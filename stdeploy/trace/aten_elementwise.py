@@ -52,7 +52,7 @@ def _sum(ctx: Lowering, call: Call, a: Any, b: Any, alpha: float) -> Traced:
     x, other = _pick(ctx, a, b)
     if x is b:
         x = scaled(ctx, call, x, alpha)
-    else:
+    elif alpha != 1:
         other = other * alpha
     number = _number(other)
     if number is not None:

@@ -79,7 +79,7 @@ class Lowering:
     time: Atom
     batch: Atom
     calls: dict[str, list[Recorded]] = field(default_factory=dict)
-    weights: dict[tuple[int, str], Weight] = field(default_factory=dict)
+    weights: dict[tuple[int, str], tuple[Tensor, Weight]] = field(default_factory=dict)
 
     def add(self, op: Op, inputs: list[str], call: Call, suffix: str = "") -> str:
         """Add a node named after the module (a leaf's path, or `path.suffix`)."""
@@ -114,8 +114,9 @@ class Lowering:
             raise Refusal("it has no weight")
         index = (id(argument), key)
         if index not in self.weights:
-            self.weights[index] = Weight.dense(np.array(build(array), order="C", copy=True))
-        return self.weights[index]
+            made = Weight.dense(np.array(build(array), order="C", copy=True))
+            self.weights[index] = (argument, made)  # kept, so that its id stays its own
+        return self.weights[index][1]
 
 
 def to_numpy(tensor: Tensor) -> Array:

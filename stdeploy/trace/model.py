@@ -21,7 +21,7 @@ from stdeploy.trace.axes import Role, arrange, restore
 from stdeploy.trace.lowering import Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
 from stdeploy.trace.opaque import forwards, settings_applied
-from stdeploy.trace.program import check_evaluated, example_batch, export_program, floating_dtype
+from stdeploy.trace.program import check_evaluated, decomposed, example_batch, export_program, floating_dtype
 from stdeploy.trace.tracer import InputSpec, refuse_all, translate
 
 InputLayout = Literal["B", "BT", "TB"]
@@ -170,7 +170,7 @@ def _traced(
     kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
     result = translate(program, module, spec, neurons, kept)
     if result.refused and result.decomposable:
-        again = translate(program.run_decompositions({}), module, spec, neurons, kept)
+        again = translate(decomposed(program), module, spec, neurons, kept)
         result = again if not again.refused else result
     refuse_all(result.refused)
     if result.graph is None:

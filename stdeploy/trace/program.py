@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +41,7 @@ def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any
     """The ExportedProgram of a model in evaluation mode (UserError where it does not run or is not traceable)."""
     replaced = {path: opaque(path) for path in neurons}
     try:
-        with torch.no_grad(), forwards(module, replaced):
+        with torch.no_grad(), forwards(module, replaced), _quiet():
             return torch.export.export(module, (example,), strict=False)
     except Exception as error:  # whatever the user's forward raises
         text = str(error).strip().splitlines()
@@ -49,18 +52,39 @@ def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any
         ) from error
 
 
+def decomposed(program: Any) -> Any:
+    """The program in operators without side effects, for what has no lowering of its own."""
+    with torch.no_grad(), _quiet():
+        return program.run_decompositions({})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs what its own exceptions say again, and warns of packages that are not needed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def constants(program: Any) -> dict[str, tuple[str, Tensor]]:
     """Placeholder name to (name in the model, tensor) of every parameter, buffer and constant."""
     signature = program.graph_signature
     tensors = {**program.state_dict, **program.constants}
     found: dict[str, tuple[str, Tensor]] = {}
+    plain = {id(t): t.detach() for t in tensors.values() if isinstance(t, Tensor)}  # tied ones stay one
     for table in (
         signature.inputs_to_parameters,
         signature.inputs_to_buffers,
         signature.inputs_to_lifted_tensor_constants,
     ):
         for placeholder, name in table.items():
-            found[placeholder] = (name, tensors[name])
+            tensor = tensors[name]
+            found[placeholder] = (name, plain.get(id(tensor), tensor))
     return found
 
 

@@ -13,14 +13,22 @@ from torch.utils import _pytree as pytree
 from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.graph.graph import Graph, GraphBuilder, GraphError
 from stdeploy.graph.ops import Flatten, Input, Output, Readout, Reduce
-from stdeploy.trace import aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views
+from stdeploy.trace import (
+    aten_einsum,
+    aten_elementwise,
+    aten_layers,
+    aten_matmul,
+    aten_neuron,
+    aten_reduce,
+    aten_views,
+)
 from stdeploy.trace.axes import Atom, Layout, LayoutError
 from stdeploy.trace.lowering import REGISTRY, Lowering, Recorded, Refusal, Traced
 from stdeploy.trace.neurons import NeuronSpec
 from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
 from stdeploy.trace.ragged import join_heads
 
-HANDLERS = (aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views)
+HANDLERS = (aten_einsum, aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views)
 """Modules that register lowerings."""
 
 _AXES = {1: ("channel",), 2: ("channel", "token"), 3: ("channel", "y", "x")}
@@ -136,7 +144,7 @@ class _Translator:
 
     def _refuse(self, node: fx.Node, operator: str, reason: str, hint: str | None) -> _Unknown:
         path, line = module_path(node), line_of(node)
-        where = f"{path} ({line})" if line else path
+        where = f"{path} ({line})".strip() if line else path
         self.refused.append(Unsupported(where, operator, reason, hint))
         return UNKNOWN
 
