@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,10 @@ def app() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program and return its exit code; errors are printed to stderr, never raised."""
-    # torch says on import that Triton is missing, which concerns nothing that is done here
+    # Libraries' warnings and torch's word about a missing Triton concern nothing the user can change here;
+    # python -W shows them.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         result: Any = app.main(args=list(arguments), prog_name="stdeploy", standalone_mode=False)
