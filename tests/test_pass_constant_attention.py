@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from stdeploy.graph import ops, validate
 from stdeploy.passes.attention_order import AttentionOrder
 from stdeploy.passes.constant_channels import ConstantChannels
-from stdeploy.passes.merge_heads import MergeHeads
-from tests.graphs import every_layer_fires
 from tests.rows import ALWAYS, LATE, OFTEN, SILENT, Net, check, linear_of, same_spikes, width
 
 
@@ -153,47 +151,6 @@ def test_a_mean_over_channels_keeps_them() -> None:
     assert not check(net.done(gate), net.data()).modified
 
 
-def test_heads_cut_by_slices_merge_into_one_product() -> None:
-    for seed in (6, 8):
-        net = Net(seed)
-        graph = net.done(attention(net, "qk", {0: OFTEN}, {0: ALWAYS}, {}, sliced=True))
-        x = net.data()
-        every_layer_fires(graph, x)
-        result = MergeHeads().run(graph)
-        same_spikes(graph, validate(result.graph), x)
-        assert [n.op.heads_b for n in result.graph.of(ops.MatMul) if isinstance(n.op, ops.MatMul)] == [
-            (3, 2),
-            (2, 3),
-        ]
-        assert not result.graph.of(ops.Slice) and not result.graph.of(ops.Concat)
-        assert not MergeHeads().run(result.graph).modified
-
-
-@pytest.mark.parametrize(
-    ("cut", "merges"), [((0, 2, 2, 5), True), ((0, 2, 3, 5), False), ((2, 5, 0, 2), False)]
-)
-@pytest.mark.parametrize("factor", [0.5, 0.25])
-def test_heads_merge_only_where_they_tile_and_scale_alike(
-    cut: tuple[int, int, int, int], merges: bool, factor: float
-) -> None:
-    net = Net(3)
-    q, k, v = (net.unit(net.x, 5, name) for name in "qkv")
-    parts = []
-    for h, (start, stop) in enumerate((cut[:2], cut[2:])):
-        a, b, c = (net.add(ops.Slice(0, start, stop), x, name=f"{x}{h}") for x in (q, k, v))
-        y = net.add(ops.MatMul("tokens", (stop - start,), (stop - start,)), b, c, name=f"kv{h}")
-        y = net.add(ops.Scale(0.5 if h else factor), y, name=f"s{h}")
-        y = net.add(ops.MatMul("pairs", (stop - start,), (stop - start,)), a, y, name=f"av{h}")
-        parts.append(y)
-    graph = net.done(net.lif(net.add(ops.Concat(), *parts, name="heads"), "attn"))
-    x = net.data()
-    every_layer_fires(graph, x)
-    result = MergeHeads().run(graph)
-    same_spikes(graph, validate(result.graph), x)
-    assert result.modified is (merges and factor == 0.5)
-    assert result.modified or "heads stay apart" in result.notes[0]
-
-
 DRIVES = st.dictionaries(st.integers(0, 4), st.sampled_from([SILENT, LATE, OFTEN, ALWAYS]), max_size=5)
 
 
@@ -216,6 +173,6 @@ def test_any_constants_in_attention_keep_every_spike(
 ) -> None:
     net = Net(seed)
     source = graph = net.done(attention(net, form[0], q, k, v, form[1]))
-    for step in (ConstantChannels(constants), MergeHeads(), ConstantChannels(constants), AttentionOrder()):
+    for step in (ConstantChannels(constants), AttentionOrder(), ConstantChannels(constants)):
         graph = validate(step.run(graph).graph)
         same_spikes(source, graph, net.data())

@@ -67,7 +67,7 @@ def test_masked_dimensions_go_without_changing_a_spike(scope: str) -> None:
         assert bool(constants) == (target != "nir") and all(np.any(c) for c in constants)
 
 
-def test_the_smaller_model_with_ragged_heads_merges_into_one_product() -> None:
+def test_a_smaller_model_with_ragged_heads_keeps_every_spike() -> None:
     _, smaller, x = masked_model("all")
     assert len(set(smaller.config.block(0).qk)) > 1
     with torch.no_grad():
