@@ -66,7 +66,7 @@ class Runner:
 
 @dataclass(eq=False)
 class _Conv:
-    """Conv2d over the taps of its kernel that have any weight."""
+    """Conv2d, one matrix product per tap of the kernel."""
 
     weight: Array
     bias: Array
@@ -80,14 +80,14 @@ class _Conv:
         x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
         height = (x.shape[2] - dy * (kernel[0] - 1) - 1) // sy + 1
         width = (x.shape[3] - dx * (kernel[1] - 1) - 1) // sx + 1
-        out = np.zeros((x.shape[0], self.weight.shape[0], height * width), dtype=np.float32)
+        out = np.zeros((self.weight.shape[0], x.shape[0] * height * width), dtype=np.float32)
+        rows = x.swapaxes(0, 1)
         for i in range(kernel[0]):
             for j in range(kernel[1]):
-                tap = self.weight[:, :, i, j]
-                part = x[:, :, i * dy : i * dy + sy * height : sy, j * dx : j * dx + sx * width : sx]
-                out += tap @ part.reshape(x.shape[0], x.shape[1], height * width)
+                part = rows[:, :, i * dy : i * dy + sy * height : sy, j * dx : j * dx + sx * width : sx]
+                out += np.ascontiguousarray(self.weight[:, :, i, j]) @ part.reshape(x.shape[1], -1)
         out += self.bias[:, None]
-        return out.reshape(x.shape[0], -1, height, width)
+        return out.reshape(-1, x.shape[0], height, width).swapaxes(0, 1)
 
 
 @dataclass(eq=False)

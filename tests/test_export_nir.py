@@ -226,7 +226,9 @@ def test_attention_ragged_heads_in_both_orders(order: str, shape: tuple[int, ...
     heads, v_heads = (3, 1, 2), (2, 4, 1)
     y = attention(net, heads, v_heads, order, 0.125)
     y = net.fire(y, "attn_lif", v_threshold=0.125, v_reset=0.0)
-    counts = agree(net.done(net.linear(y, 3, "head")))
+    graph = net.done(net.linear(y, 3, "head"))
+    counts = agree(graph)
+    assert counts["nodes"] == 2 + 3 * 2 + cost(heads, v_heads, math.prod(shape[1:])).nodes + 2
     tokens = math.prod(shape[1:])
     pairs, digits = 3 * 2 + 1 * 4 + 2 * 1, digits_for(tokens)
     assert counts["attention_neurons"] == pairs * tokens * (1 + digits)
@@ -328,6 +330,8 @@ def test_budget_and_options() -> None:
     graph = net.done(attention(net, (2, 2), (2, 2), "kv", 1.0))
     (item,) = check(graph, {"max_neurons": 100})
     assert "1152 neurons" in item.reason and item.hint
+    (item,) = check(graph, {"pairs_per_node": 1, "max_nodes": 100})
+    assert "152 nodes" in item.reason
     for options in ({"stack": 3}, {"max_neurons": 0}, {"pairs_per_node": True}):
         with pytest.raises(UserError):
             check(graph, options)

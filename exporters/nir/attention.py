@@ -32,13 +32,17 @@ FEEDBACK_WEIGHTS = 4_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """What a product adds to the network: neurons P N (1 + B); weights (3 + B) P C + (B - 1) sum of stack²."""
+    """What a product of P pairs, N tokens, B digits in G stacks adds to the network.
+
+    neurons P N (1 + B); weights P (2 Cq + (1 + B) Cv) + (B - 1) sum of stack²; nodes G (4 + 3 B).
+    """
 
     pairs: int
     stack: int
     digits: int
     neurons: int
     weights: int
+    nodes: int
 
 
 def cost(heads_q: tuple[int, ...], heads_v: tuple[int, ...], tokens: int, stack: int | None = None) -> Cost:
@@ -50,7 +54,8 @@ def cost(heads_q: tuple[int, ...], heads_v: tuple[int, ...], tokens: int, stack:
     sizes = [min(stack, pairs - i) for i in range(0, pairs, stack)]
     queries, values = sum(heads_q), sum(heads_v)
     weights = pairs * (2 * queries + (1 + digits) * values) + (digits - 1) * sum(n * n for n in sizes)
-    return Cost(pairs, stack, digits, pairs * tokens * (1 + digits), weights)
+    nodes = len(sizes) * (4 + 3 * digits)
+    return Cost(pairs, stack, digits, pairs * tokens * (1 + digits), weights, nodes)
 
 
 def digits_for(maximum: int) -> int:

@@ -249,6 +249,7 @@ def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Signal]) -> Si
     for label, count, most in (
         ("neurons", spent.neurons, low.options.max_neurons),
         ("weights", spent.weights, low.options.max_weights),
+        ("nodes", spent.nodes, low.options.max_nodes),
     ):
         if count > most:
             raise Refusal(

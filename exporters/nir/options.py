@@ -12,11 +12,12 @@ from stdeploy.errors import UserError
 @dataclass(frozen=True)
 class Options:
     """`pairs_per_node`: (q dim, v dim) pairs per attention stack (None: by cost). `max_neurons`,
-    `max_weights`: budget of one attention product, beyond which it is refused."""
+    `max_weights`, `max_nodes`: budget of one attention product, beyond which it is refused."""
 
     pairs_per_node: int | None = None
     max_neurons: int = 32_000_000
     max_weights: int = 128_000_000
+    max_nodes: int = 400
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
