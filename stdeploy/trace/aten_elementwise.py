@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stdeploy.graph.ops import Add, Affine, Constant, Mul, Scale
-from stdeploy.graph.weight import Array
-from stdeploy.trace.axes import Atom, Layout, LayoutError, Pair, align, length
+from stdeploy.graph.ops import Add, Affine, Constant, Linear, Mul, Scale
+from stdeploy.graph.weight import Array, Weight
+from stdeploy.trace.axes import Atom, Atoms, Layout, LayoutError, Pair, align, groups, length
 from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, lowers, safe_name, to_numpy
 
 
@@ -115,12 +115,18 @@ def binary(ctx: Lowering, call: Call, op: Add | Mul, x: Traced, other: Any) -> T
         )
         return Traced(ctx.add(op, [x.name, name], call, suffix), x.layout)
     a, b, pairs = align(x.layout, other.layout)
-    layout = merged(ctx, a, b, pairs)
-    return Traced(ctx.add(op, [x.name, other.name], call, suffix), layout)
+    names = [x.name, other.name]
+    layout = merged(ctx, call, names, a, b, pairs)
+    return Traced(ctx.add(op, names, call, suffix), layout)
 
 
-def merged(ctx: Lowering, a: Layout, b: Layout, pairs: list[list[Pair]]) -> Layout:
-    """Layout of an elementwise result; LayoutError where the values' axes do not correspond."""
+def merged(
+    ctx: Lowering, call: Call, names: list[str], a: Layout, b: Layout, pairs: list[list[Pair]]
+) -> Layout:
+    """Layout of an elementwise result; LayoutError where the values' axes do not correspond.
+
+    Where one operand (in `names`) has one number for each head, it is first given one for each channel.
+    """
     dims: list[tuple[Atom, ...]] = []
     stands: dict[Atom, Atom] = {}
     for group in pairs:
@@ -132,6 +138,9 @@ def merged(ctx: Lowering, a: Layout, b: Layout, pairs: list[list[Pair]]) -> Layo
         dims.append(tuple(dim))
     left = [tuple(stands[t] for t in axis) for axis in a.axes]
     right = [tuple(stands[t] for t in axis) for axis in b.axes]
+    if left and right:
+        left[0] = _spread(ctx, call, names, 0, left[0], right[0])
+        right[0] = _spread(ctx, call, names, 1, right[0], left[0])
     if len(left) != len(right) or any(m and n and m != n for m, n in zip(left, right, strict=True)):
         raise LayoutError("its operands' axes are arranged differently")
     axes = tuple(m or n for m, n in zip(left, right, strict=True))
@@ -140,6 +149,17 @@ def merged(ctx: Lowering, a: Layout, b: Layout, pairs: list[list[Pair]]) -> Layo
     if loose:
         raise LayoutError("its operands' axes do not correspond")
     return Layout(tuple(dims), axes)
+
+
+def _spread(ctx: Lowering, call: Call, names: list[str], operand: int, own: Atoms, other: Atoms) -> Atoms:
+    """The operand's channel axis, spread over the other's by a Linear of ones and zeros where it has a part of it."""
+    if not own or own == other or own != tuple(a for a in other if a in own):
+        return own
+    head = groups(other, own)
+    values = np.zeros((head.size, length(own)))
+    values[np.arange(head.size), head] = 1.0
+    names[operand] = ctx.add(Linear(Weight.dense(values)), [names[operand]], call, "spread")
+    return other
 
 
 def _joined(ctx: Lowering, p: Atom | None, q: Atom | None) -> Atom:

@@ -5,10 +5,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from stdeploy.graph.ops import Readout, Reduce
+import numpy as np
+
+from stdeploy.graph.ops import Linear, Readout, Reduce
+from stdeploy.graph.weight import Weight
 from stdeploy.trace.aten_elementwise import scaled
-from stdeploy.trace.axes import Layout
+from stdeploy.trace.axes import Atom, Layout, groups, length
 from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, lowers
+
+
+def _within_channels(ctx: Lowering, call: Call, x: Traced, gone: set[Atom], mean: bool) -> Traced:
+    """Sum over a factor of the channels, each head's say: a Linear of ones and zeros."""
+    axis = x.layout.axes[0] if x.layout.axes else ()
+    kept = tuple(a for a in axis if a not in gone)
+    if not kept or kept == axis:
+        return x
+    head = groups(axis, kept)
+    values = np.zeros((length(kept), head.size))
+    values[head, np.arange(head.size)] = length(kept) / head.size if mean else 1.0
+    name = ctx.add(Linear(Weight.dense(values)), [x.name], call, "heads")
+    return Traced(name, Layout(x.layout.dims, (kept, *x.layout.axes[1:])))
 
 
 @lowers("mean", "sum")
@@ -22,10 +38,11 @@ def reduce(ctx: Lowering, call: Call) -> Traced:
     if any(a.role == "batch" for a in gone):
         raise Refusal("it reduces over the batch")
     keepdim = bool(call.get("keepdim"))
+    x = _within_channels(ctx, call, x, gone, mean)
     whole = [k for k, axis in enumerate(x.layout.axes) if axis and set(axis) <= gone]
     rest = {a for k, axis in enumerate(x.layout.axes) if k not in whole for a in axis}
     if rest & gone:
-        raise Refusal("it reduces over a part of an axis (a head or a factor of the channels)")
+        raise Refusal("it reduces over a part of an axis")
     layout = x.layout.with_dims([() if i in dims else d for i, d in enumerate(x.layout.dims)])
     name = x.name
     if whole:

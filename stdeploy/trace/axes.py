@@ -264,6 +264,12 @@ def positions(dim: Atoms, axis: Atoms) -> Array | None:
     return index.transpose([axis.index(a) for a in dim]).reshape(-1)
 
 
+def groups(axis: Atoms, kept: Atoms) -> Array:
+    """[n] for each index of the axis the index of the `kept` atoms alone: which head a channel belongs to."""
+    index = np.arange(length(kept)).reshape([a.size if a in kept else 1 for a in axis])
+    return np.broadcast_to(index, [a.size for a in axis]).reshape(-1)
+
+
 def arrange(array: Array, layout: Layout, lead: Sequence[Role], batch: int) -> Array:
     """The value `[*lead, *axes]` of a torch tensor with this layout and this batch size.
 

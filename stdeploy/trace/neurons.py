@@ -105,8 +105,8 @@ def read_neurons(
 
 def _problem(module: nn.Module) -> tuple[str, str | None] | None:
     known = _known(module)
-    name = type(module).__name__
-    multi = getattr(module, "step_mode", "m" if name.startswith("MultiStep") else "s") == "m"
+    always_multi = any(c.__name__.startswith("MultiStep") for c in type(module).__mro__)
+    multi = getattr(module, "step_mode", "m" if always_multi else "s") == "m"
     if known is None and not all(hasattr(module, s) for s in ("tau", "v_reset", "decay_input")):
         return "a neuron whose equations are not known", "use IF, LIF, PLIF or sLIF neurons"
     if not multi:
