@@ -89,7 +89,11 @@ def measure(rounds: int, threads: int, seed: int) -> list[dict[str, Any]]:
                 done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             if done.returncode:
                 raise SystemExit(f"{candidate} failed:\n{done.stderr}")
-            run = {"round": turn, "load": round(os.getloadavg()[0], 1), **json.loads(done.stdout.strip().splitlines()[-1])}
+            run = {
+                "round": turn,
+                "load": round(os.getloadavg()[0], 1),
+                **json.loads(done.stdout.strip().splitlines()[-1]),
+            }
             runs.append(run)
             print(
                 f"{turn}  {candidate:18s} {run['seconds']:7.2f} s  peak {run['peak_mib']:6.0f} MiB",
