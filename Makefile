@@ -22,7 +22,7 @@ test: $(BIN)/.ok
 	$(BIN)/python -m pytest
 
 bench: $(BIN)/.ok
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/export_onnx.py
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .
