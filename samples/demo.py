@@ -43,9 +43,12 @@ def main() -> int:
         path = OUT / f"pruned{workflow.suffix_of(target)}"
         artifact = workflow.export(source, lowered, path)
         console.print(f"wrote {path.relative_to(HERE.parent)}, {size_text(artifact.size_bytes)}")
-        for reader in workflow.executors(path):
-            console.print(f"verifying {path.name} in {reader.name} ...")
-            report = workflow.check(source, lowered.graph, reader, images, labels)
+        readers = workflow.executors(path)
+        names = ", ".join(reader.name for reader in readers)
+        console.print(f"verifying {path.name} in {names} ...")
+        for reader, report in zip(
+            readers, workflow.check_all(source, lowered.graph, readers, images, labels), strict=True
+        ):
             (logits,) = report.outputs
             wrong = sum(layer.unexplained + layer.reference_unexplained for layer in report.layers)
             table.add_row(
