@@ -175,11 +175,20 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
     target = target_of(artefact)
     if target not in READERS:
         raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
-    unknown = [name for name in readers if name not in READERS[target]]
+    unknown = [name for name in readers if name not in READERS[target] and not _refused(target, name)]
     if unknown:
         known = ", ".join(READERS[target])
         raise UserError(f"no reader {unknown[0]!r} runs {target} files", hint=f"readers: {known}")
     return [_executor(artefact, target, name) for name in readers or default_readers(target)]
+
+
+def _refused(target: str, reader: str) -> bool:
+    """Whether a reader is known but wrong; NirReader says why, as it was measured."""
+    if target != "nir":
+        return False
+    from stdeploy.runtime.nir_readers import REFUSED
+
+    return reader in REFUSED
 
 
 READERS: dict[str, dict[str, str | None]] = {

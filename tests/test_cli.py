@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stdeploy import workflow
 from stdeploy.cli.app import COMMANDS, run
+from stdeploy.errors import UserError
 from stdeploy.graph import Graph, GraphBuilder, ops
 from stdeploy.graph.file import load_graph, save_graph
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
@@ -355,3 +357,15 @@ def test_an_interrupted_export_leaves_nothing(folder: Path) -> None:
     assert child.returncode == 130
     assert "interrupted" in error
     assert leftovers(folder, "writing") == []
+
+
+@pytest.mark.parametrize(
+    ("reader", "reason"), [("sinabs", "subtracts the threshold"), ("rockpool", "maps neither")]
+)
+def test_a_reader_known_to_be_wrong_is_refused_with_what_was_measured(
+    reader: str, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.nir"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=reason):
+        workflow.executors(file, (reader,))
