@@ -41,6 +41,7 @@ BASELINE_SAMPLES, FINETUNE_SAMPLES = 160_000, 16_000
 SPARSITY = {"dsp": 0.75, "l1p": 0.9}
 SEEDS = (1, 2)
 NEURONS = ("lif", "slif")
+NAMES = {"lif": "LIF", "slif": "sLIF"}
 Data = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -122,7 +123,7 @@ def card(test: Data) -> str:
             runs = [results[f"{method}_{neuron}_{seed}"] for seed in SEEDS]
             spread = ", ".join(f"{r:.2%}" for r in runs)
             rows.append(
-                f"| {method.upper()} p = {p:.0%}, fine-tuned with {neuron.upper()} | {mean(runs):.2%} | {spread} |"
+                f"| {method.upper()} p = {p:.0%}, fine-tuned with {NAMES[neuron]} | {mean(runs):.2%} | {spread} |"
             )
     rates = []
     for method in SPARSITY:
@@ -158,7 +159,8 @@ and 10,000 test images, normalised to mean 0 and deviation 1. No augmentation. T
 every run has a fixed budget and its last state counts.
 
 **Training.** AdamW, batch 128, cosine schedule. Baseline: {baseline:,} images shown, learning rate 2e-3; its
-schedule was laid out for 240,000 images and shortened to {baseline:,} at image 139,776 (the log says where).
+schedule was laid out for 240,000 images and shortened to {baseline:,} at image 139,776 (the log says where), so a run
+from scratch, which lays it out for {baseline:,}, will not give these very weights.
 Fine-tuning: {tune:,} images shown for LIF and sLIF alike, learning rate 1e-3, and 5e-3 for the
 sLIF's tau and threshold (one of each a layer, in the blocks). Two seeds each; a seed fixes the order of the images.
 
