@@ -300,6 +300,26 @@ def test_in_place_addition() -> None:
     agree(awkward(InPlace()), (2, 5, 4))
 
 
+class Counting(InPlace):
+    """Counts its calls in a buffer, which is no part of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_buffers_are_not_written_by_a_trace() -> None:
+    net = awkward(Counting())
+    traced = trace(net, (2, 5, 4))
+    assert float(net.get_buffer("calls")) == 0
+    assert len(traced.graph.outputs) == 1
+    agree(net, (2, 5, 4))
+
+
 def test_forced_spikes_reach_the_consumers() -> None:
     net, shape = spikformer()
     traced = trace(net, shape)

@@ -117,6 +117,21 @@ def test_batch_statistics() -> None:
         trace(net, (2, 4, 5))
 
 
+def test_a_buffer_that_changes_from_call_to_call_is_refused() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + self.last
+            self.last += 0.25
+            return y
+
+    with pytest.raises(UnsupportedError, match=r"body\.last: a buffer: it is written in every call"):
+        trace(awkward(Net(Remembering())), (2, 4, 5))
+
+
 def test_user_errors() -> None:
     net = awkward(Net(nn.Identity()))
     with pytest.raises(UserError, match="runs 3 time steps, not 4"):

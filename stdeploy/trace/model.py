@@ -21,7 +21,7 @@ from stdeploy.trace.axes import Role, arrange, restore
 from stdeploy.trace.lowering import Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
 from stdeploy.trace.opaque import forwards, settings_applied
-from stdeploy.trace.program import check_evaluated, decomposed, example_batch, export_program, floating_dtype
+from stdeploy.trace.program import check_evaluated, decomposed, example_batch, export_program, placement
 from stdeploy.trace.tracer import InputSpec, refuse_all, translate
 
 InputLayout = Literal["B", "BT", "TB"]
@@ -62,7 +62,8 @@ class TracedModel:
             path: self._recording(path, self.module.get_submodule(path).forward, spikes, forced, batch)
             for path in self.neurons
         }
-        x = torch.as_tensor(array).to(floating_dtype(self.module))
+        dtype, device = placement(self.module)
+        x = torch.as_tensor(array).to(device, dtype)
         with torch.no_grad(), settings_applied(self.module, self.settings, is_neuron):
             self._reset()
             with forwards(self.module, replaced):
@@ -162,16 +163,16 @@ def _traced(
     metadata: Mapping[str, Any],
 ) -> TracedModel:
     batch = example_batch(shape)
-    dtype = floating_dtype(module)
+    dtype, device = placement(module)
     sizes = {"B": (batch, *shape), "BT": (batch, *shape), "TB": (shape[0], batch, *shape[1:])}[layout]
-    program = export_program(module, torch.zeros(sizes, dtype=dtype), neurons)
+    program = export_program(module, torch.zeros(sizes, dtype=dtype, device=device), neurons)
     found = _steps(program, layout, shape, steps)
     spec = InputSpec(shape if layout == "B" else shape[1:], layout, found, batch)
     kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
     result = translate(program, module, spec, neurons, kept)
     if result.refused and result.decomposable:
         again = translate(decomposed(program), module, spec, neurons, kept)
-        result = again if not again.refused else result
+        result = result if again.decomposable else again
     refuse_all(result.refused)
     if result.graph is None:
         raise TypeError("a translation without refusals has no graph")

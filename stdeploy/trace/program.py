@@ -32,9 +32,10 @@ def check_evaluated(module: nn.Module) -> None:
         raise UserError(f"the model is in training mode ({shown})", hint="call .eval() on it first")
 
 
-def floating_dtype(module: nn.Module) -> torch.dtype:
-    """The parameters' floating-point type."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+def placement(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Floating-point type and device of the parameters."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
+    return first.dtype, first.device
 
 
 def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any]) -> Any:

@@ -126,13 +126,14 @@ class _Translator:
         operator = operator_name(node)
         if operator == "getitem":
             return args[0][args[1]]
-        if not any(isinstance(leaf, Traced) for leaf in leaves) and operator != "neuron":
+        mutable = bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+        if not mutable and operator != "neuron" and not any(isinstance(leaf, Traced) for leaf in leaves):
             with torch.no_grad():
                 return node.target(*args, **kwargs)  # type: ignore[operator]
-        if not node.users and operator not in REGISTRY:
+        if not mutable and not node.users and operator not in REGISTRY:
             return None  # an assertion, or a result that nothing reads
         try:
-            handler = REGISTRY.get(operator)
+            handler = None if mutable else REGISTRY.get(operator)
             if handler is None:
                 raise Refusal("there is no lowering for this operator", unknown=True)
             return handler(self.ctx, call_of(node, self.module, tuple(args), kwargs))
@@ -149,22 +150,44 @@ class _Translator:
         return UNKNOWN
 
     def _finish(self, node: fx.Node) -> None:
-        values = [self.environment.get(a, None) if isinstance(a, fx.Node) else a for a in node.args[0]]  # type: ignore[union-attr]
-        count = 0
-        for position, value in enumerate(values):
+        leaves: Any = node.args[0]
+        values = [self.environment.get(a) if isinstance(a, fx.Node) else a for a in leaves]
+        specs = self.program.graph_signature.output_specs
+        written = [str(s.target) for s in specs if _written(s)]
+        self.refused += [
+            Unsupported(name, "a buffer", "it is written in every call and read by the network")
+            for name in written
+            if self._read_by_network(name)
+        ]
+        returned = [v for s, v in zip(specs, values, strict=True) if not _written(s)]
+        for position, value in enumerate(returned):
             if not isinstance(value, Traced):
                 continue
+            count = len(self.outputs)
             try:
-                recorded = self._output(value, "output" if count == 0 else f"output.{count}")
+                self.outputs[position] = self._output(value, f"output.{count}" if count else "output")
             except (Refusal, LayoutError, GraphError) as error:
                 self.refused.append(Unsupported("(output)", f"output {position}", str(error)))
-                continue
-            self.outputs[position] = recorded
-            count += 1
         if not self.outputs and not self.refused:
-            self.refused.append(
-                Unsupported("(output)", "output", "the model returns nothing that depends on its input")
-            )
+            reason = "the model returns nothing that depends on its input"
+            self.refused.append(Unsupported("(output)", "output", reason))
+
+    def _read_by_network(self, buffer: str) -> bool:
+        """Whether a buffer takes part in what is computed from the input."""
+        nodes = [
+            n
+            for n in self.environment
+            if n.op == "placeholder" and self.known.get(n.name, ("",))[0] == buffer
+        ]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            if isinstance(self.environment.get(node), Traced):
+                return True
+            new = set(node.users) - seen
+            seen |= new
+            nodes += new
+        return False
 
     def _output(self, x: Traced, label: str) -> Recorded:
         x = self.ctx.tensor(x)
@@ -200,6 +223,11 @@ class _Translator:
             name = add(Reduce(gone, False), (name,), name="squeeze")
             return name, Layout(layout.dims, tuple(a for k, a in enumerate(layout.axes) if k not in gone))
         return name, layout
+
+
+def _written(spec: Any) -> bool:
+    """Whether an output of the program is what the model writes to a buffer (or to its input)."""
+    return str(spec.kind.name) != "USER_OUTPUT"
 
 
 def _lead(layout: Layout, time: Atom, batch: Atom) -> str:
