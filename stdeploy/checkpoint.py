@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stdeploy.errors import UserError
 from stdeploy.files import atomic_write, sha256
@@ -83,6 +83,8 @@ def _refusal(path: Path, message: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "it ends too early"
     if isinstance(error, KeyError):  # the restricted unpickler looks instructions up in a table
         return f"it is no pickle (instruction {error})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -99,15 +101,31 @@ def load_checkpoint(path: Path | str) -> LoadedModel:
         raise UserError(
             f"{source} has version {content.get('version')}; this stdeploy reads version {VERSION}"
         )
-    config = SpikformerConfig.from_dict(content.get("config", {}))
+    described, state, record = (content.get(key) for key in ("config", "state_dict", "compression"))
+    for name, entry in (("config", described), ("state_dict", state), ("compression", record or {})):
+        if not isinstance(entry, dict):
+            raise UserError(f"{source} is damaged: its {name} is a {type(entry).__name__}, not a dictionary")
+    try:
+        config = SpikformerConfig.from_dict(described)
+    except UserError as error:
+        raise UserError(error.message, where=str(source), hint=error.hint) from error
+    if config.depth > len(state):  # a block has many weights; building blocks without any could take forever
+        raise UserError(f"{source} does not fit: depth {config.depth}, but only {len(state)} weights")
     model = Spikformer(config)
-    load_state(model, content.get("state_dict", {}), source)
-    return LoadedModel(model.eval(), source, sha256(source), config.to_dict(), content.get("compression"))
+    load_state(model, state, source)
+    return LoadedModel(model.eval(), source, sha256(source), config.to_dict(), record)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:
-    """Copy `state` into `model`; UserError that names missing, unexpected and misshapen entries."""
+    """Copy `state` into `model`; UserError that names the entries that do not fit.
+
+    These are the missing, unexpected and misshapen ones, those that are no tensor of the model's kind
+    (integers for a float would be a quantised file without its scales), and values that are not finite.
+    """
     own = model.state_dict()
+    odd = [str(n) for n, t in state.items() if not isinstance(n, str) or not isinstance(t, Tensor)]
+    if odd:
+        raise UserError(f"{source} is not a state dict: {_some(odd)} should be tensors with names")
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     misshapen = [
@@ -115,14 +133,33 @@ def load_state(model: nn.Module, state: Mapping[str, Any], source: Path) -> None
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    fitting = [(name, state[name]) for name in own if name in state]
+    mistyped = [
+        f"{name} {_kind(tensor)} for {_kind(own[name])}"
+        for name, tensor in fitting
+        if _kind(tensor) != _kind(own[name])
+    ]
+    infinite = [name for name, t in fitting if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     problems = [
         f"{label}: {_some(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", misshapen),
+            ("wrong type", mistyped),
+            ("not finite", infinite),
+        )
         if names
     ]
     if problems:
         raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(dict(state))
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return str(tensor.dtype).removeprefix("torch.") if tensor.is_complex() else "integer"
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -237,3 +237,42 @@ def test_factories_that_fail(factory: str, reason: str, folder: Path) -> None:
     torch.save(net().state_dict(), folder / "w.pth")
     with pytest.raises(UserError, match=reason):
         open_checkpoint(folder / "w.pth", model=factory)
+
+
+CONFIG = SpikformerConfig(
+    depth=1, embed_dim=4, mlp_dim=6, num_heads=2, steps=2, stem=((3, True), (4, True)), image_size=(8, 8)
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda c: c.update(config=None), "config is a NoneType"),
+        (lambda c: c.update(config=[1]), "config is a list"),
+        (lambda c: c.update(state_dict=None), "state_dict is a NoneType"),
+        (lambda c: c.update(compression=5), "compression is a int"),
+        (lambda c: c["state_dict"].update({"head.bias": 3.0}), "head.bias should be tensors"),
+        (lambda c: c["state_dict"].update({5: torch.ones(1)}), "5 should be tensors"),
+        (lambda c: c["state_dict"]["head.bias"].fill_(float("nan")), "not finite: head.bias"),
+        (lambda c: c["state_dict"].update({"head.bias": torch.ones(10, dtype=torch.int8)}), "wrong type"),
+        (lambda c: c["state_dict"].update({"head.bias": torch.ones(10) * 1j}), "complex64 for float"),
+        (lambda c: c["config"].update(depth=10**9), "depth 1000000000"),
+        (lambda c: c["config"].update(depth="x"), "depth has to be a positive integer"),
+        (lambda c: c["config"].update(num_heads=0), "num_heads has to be a positive integer"),
+        (lambda c: c["config"].update(steps=1.5), "steps has to be a positive integer"),
+        (lambda c: c["config"].update(v_threshold=None), "v_threshold has to be a finite number"),
+        (lambda c: c["config"].update(tau=0.5), "tau 0.5 is below 1"),
+        (lambda c: c["config"].update(neuron="if"), "unknown neuron 'if'"),
+        (lambda c: c["config"].update(blocks=3), "not a Spikformer configuration"),
+    ],
+)
+def test_a_native_file_with_wrong_content(
+    change: Callable[[dict[str, Any]], Any], text: str, tmp_path: Path
+) -> None:
+    path = save_checkpoint(tmp_path / "own.pt", Spikformer(CONFIG))
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(path)
+    assert text in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -20,6 +21,11 @@ class BlockDims:
     qk: tuple[int, ...]
     v: tuple[int, ...]
     mlp: int
+
+
+_COUNTS = ("depth", "embed_dim", "mlp_dim", "num_heads", "steps", "in_channels", "num_classes")
+_REALS = ("scale", "tau", "v_threshold", "attn_threshold", "v_reset")
+_CHOICES = {"input_kind": ("image", "event_frames"), "neuron": ("lif", "slif")}
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,34 @@ class SpikformerConfig:
     blocks: tuple[BlockDims, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if self.embed_dim % self.num_heads:
             raise UserError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
         if self.blocks and len(self.blocks) != self.depth:
             raise UserError(f"{len(self.blocks)} blocks of kept dimensions for depth {self.depth}")
         if not self.stem or self.stem[-1][0] != self.embed_dim:
             raise UserError(f"the stem must end with {self.embed_dim} channels")
+
+    def _check_numbers(self) -> None:
+        counts = {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "stem": [channels for channels, _ in self.stem],
+            "image_size": self.image_size,
+        }
+        for name, value in counts.items():
+            for count in value if isinstance(value, list | tuple) else (value,):
+                if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                    raise UserError(f"{name} has to be a positive integer, not {count!r}")
+        for name in _REALS:
+            value = getattr(self, name)
+            optional = name == "v_reset" and value is None
+            if not optional and (not isinstance(value, int | float) or not math.isfinite(value)):
+                raise UserError(f"{name} has to be a finite number, not {value!r}")
+        if self.tau < 1:
+            raise UserError(f"tau {self.tau} is below 1: the membrane would change sign every step")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
 
     def block(self, index: int) -> BlockDims:
         """Dimensions of block `index`; the full ones where nothing was removed."""
