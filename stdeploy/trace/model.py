@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stdeploy.errors import UnsupportedError, UserError
-from stdeploy.graph import Graph, validate
+from stdeploy.graph import Graph, GraphError, validate
 from stdeploy.graph.execution import Execution
 from stdeploy.graph.interpreter import steps_first
 from stdeploy.graph.ops import Output
@@ -176,8 +176,14 @@ def _traced(
     refuse_all(result.refused)
     if result.graph is None:
         raise TypeError("a translation without refusals has no graph")
+    try:
+        graph = validate(result.graph)
+    except GraphError as error:
+        broken = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        hint = "check the checkpoint for NaN and infinite parameters, and for tau below 1"
+        raise UserError(f"the model holds values that no network runs with: {broken}", hint=hint) from error
     stateful = frozenset(path for path in result.neurons if neurons[path].stateful)
-    return TracedModel(validate(result.graph), module, result.neurons, result.outputs, settings, stateful)
+    return TracedModel(graph, module, result.neurons, result.outputs, settings, stateful)
 
 
 def _steps(program: Any, layout: str, shape: tuple[int, ...], wanted: int | None) -> int:

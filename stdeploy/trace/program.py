@@ -133,5 +133,5 @@ def _is_leaf(module: nn.Module, path: str) -> bool:
 def line_of(node: fx.Node) -> str:
     """`file:line` of the user's code that called the operator, or nothing where it is not known."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/nn/" not in f[0]]
+    own = [f for f in frames if "/torch/nn/" not in f[0] and f[0] != opaque_file]
     return f"{own[-1][0]}:{own[-1][1]}" if own else ""
