@@ -367,3 +367,23 @@ def test_neuron_settings_reach_graph_and_module(neuron: str) -> None:
     module, graph = traced.run(x), interpret(traced.graph, x)
     for name in graph.spikes:
         np.testing.assert_array_equal(module.spikes[name], graph.spikes[name], err_msg=name)
+
+
+class Voting(nn.Module):
+    """A population of neurons for each class, whose rates are averaged over the channels."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stem, self.fc, self.lif = Repeated(4, 6), nn.Linear(6, 13), LIF(1.6, 0.8, 0.05)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(self.fc(self.stem(x).mean((-1, -2))))  # [T, B, 13]
+        votes = nn.functional.avg_pool1d(x.flatten(0, 1).unsqueeze(1), 3, self.stride).squeeze(1)
+        return votes.unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_an_average_over_channels_is_a_linear(stride: int) -> None:
+    traced = agree(awkward(Voting(stride)), (2, 4, 3))
+    assert kinds(traced)[-2:] == ["Linear", "Output"]

@@ -271,3 +271,29 @@ def test_per_channel_parameters_have_to_be_on_the_channels() -> None:
     assert item.startswith("body.0") and "do not belong to the channels" in item
     traced = trace(awkward(Net(SLIF(1.7, 0.9, -0.1, channels=6, channel_dim=2))), (2, 4, 5))
     assert traced.graph["body"].op.tau.shape == (6,)  # type: ignore[attr-defined]
+
+
+def test_the_line_of_a_neuron_is_the_models() -> None:
+    (item,) = refused(Body(lambda m, x: m.lif(x.flatten(0, 1)).unflatten(0, (3, -1))))
+    assert "test_trace_refusals.py:" in item and "opaque.py" not in item
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_that_are_no_numbers(value: float) -> None:
+    net = awkward(Net(nn.Identity()))
+    with torch.no_grad():
+        net.get_parameter("head.weight")[1, 2] = value
+    with pytest.raises(UserError, match="head: weight is not finite"):
+        trace(net, (2, 4, 5))
+
+
+def test_a_tau_below_one() -> None:
+    with pytest.raises(UserError, match="body: tau < 1"):
+        trace(awkward(Net(SLIF(0.5, 0.9, 0.0))), (2, 4, 5))
+
+
+def test_control_flow_on_values_names_its_line_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="cannot be traced") as caught:
+        trace(awkward(Net(Body(lambda m, x: x if x.sum() > 3 else -x))), (2, 4, 5))
+    assert caught.value.where is not None and "test_trace_refusals.py:" in caught.value.where
+    assert capfd.readouterr() == ("", "")

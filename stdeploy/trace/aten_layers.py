@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from stdeploy.graph.ops import Affine, AvgPool, Conv, Flatten, Linear, MaxPool, Reduce
-from stdeploy.graph.weight import Array
+from stdeploy.graph.weight import Array, Weight
+from stdeploy.trace.aten_border import carried, constant_of, padded, shifted
 from stdeploy.trace.axes import Atoms, Layout, positions
 from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, fresh, lowers, roles
 
@@ -100,10 +101,13 @@ def conv(ctx: Lowering, call: Call) -> Traced:
         raise Refusal("a transposed convolution")
     rank = weight.ndim - 2
     stride, dilation = _tuple(call["stride"], rank), _tuple(call["dilation"], rank)
-    padding = _padding(call["padding"], weight.shape[2:], dilation, rank, x.padding)
-    x = Traced(x.name, x.layout)
     if len(x.layout.dims) != rank + 2:
         raise Refusal("a convolution without a batch dimension")
+    padding = _padding(call["padding"], weight.shape[2:], dilation, rank, x.padding)
+    constant = constant_of(x)
+    if constant is not None and any(_padding(call["padding"], weight.shape[2:], dilation, rank, ())):
+        raise Refusal("it pads with zeros around a border of another constant")
+    x = Traced(x.name, x.layout)
     plain = set(weight.shape[2:]) == {1} and set(stride) == {1} and not any(padding) and call["groups"] == 1
     if plain:
         return pointwise(ctx, call, x, 1, call["weight"], call.get("bias"))
@@ -113,9 +117,14 @@ def conv(ctx: Lowering, call: Call) -> Traced:
     x, order = channel_order(ctx, call, x, 1)
     if call["groups"] != 1 and _key(order):
         raise Refusal("a grouped convolution over reordered channels")
+    source = x.name
+    if constant is not None:
+        source = shifted(ctx, call, source, -_permuted(constant, order, 0), "border")
     w = ctx.weight(call["weight"], f"conv {_key(order)}", lambda a: _permuted(a, order, 1))
     op = Conv(w, ctx.constant(call.get("bias")), stride, padding, dilation, int(call["groups"]))
-    name = ctx.add(op, [x.name], call)
+    name = ctx.add(op, [source], call)
+    if constant is not None:
+        name = shifted(ctx, call, name, carried(weight, op.groups, constant), "unborder")
     return _resized(ctx, name, x, rank, fresh(w.shape[0]))
 
 
@@ -189,11 +198,13 @@ def max_pool(ctx: Lowering, call: Call) -> Any:
 def avg_pool(ctx: Lowering, call: Call) -> Traced:
     x = ctx.tensor(call["self"])
     rank = 1 if call.operator == "avg_pool1d" else 2
-    spatial(ctx, x, rank)
     if call.get("divisor_override"):
         raise Refusal("average pooling with divisor_override")
     kernel = _tuple(call["kernel_size"], rank)
     stride = _tuple(call.get("stride") or kernel, rank)
+    if rank == 1 and x.layout.axes and x.layout.dims[-1] == x.layout.axes[0]:
+        return _voted(ctx, call, x, kernel[0], stride[0])
+    spatial(ctx, x, rank)
     op = AvgPool(
         kernel,
         stride,
@@ -202,6 +213,19 @@ def avg_pool(ctx: Lowering, call: Call) -> Traced:
         bool(call["count_include_pad"]),
     )
     return _resized(ctx, ctx.add(op, [x.name], call), x, rank)
+
+
+def _voted(ctx: Lowering, call: Call, x: Traced, kernel: int, stride: int) -> Traced:
+    """Means over groups of channels, as a population votes for its class: a Linear."""
+    channels = ctx.value(x).shape[0]
+    if any(_tuple(call["padding"], 1)) or call["ceil_mode"]:
+        raise Refusal("a padded or ceil-mode average over channels")
+    starts = range(0, channels - kernel + 1, stride)
+    values = np.zeros((len(starts), channels))
+    for row, start in enumerate(starts):
+        values[row, start : start + kernel] = 1.0 / kernel
+    name = ctx.add(Linear(Weight.dense(values)), [x.name], call, "vote")
+    return Traced(name, with_channels(x.layout, len(x.layout.dims) - 1, fresh(len(starts))))
 
 
 @lowers("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
@@ -224,7 +248,7 @@ def adaptive_avg_pool(ctx: Lowering, call: Call) -> Traced:
 @lowers("pad", "constant_pad_nd")
 def pad(ctx: Lowering, call: Call) -> Traced:
     x = ctx.tensor(call["self"])
-    if call.get("mode", "constant") != "constant" or (call.get("value") or 0) != 0:
-        raise Refusal("padding with anything but zeros")
+    if call.get("mode", "constant") != "constant":
+        raise Refusal("padding with anything but a constant")
     amounts = tuple(int(v) for v in call["pad"])
-    return Traced(x.name, x.layout, amounts) if any(amounts) else x
+    return padded(x, amounts, float(call.get("value") or 0)) if any(amounts) else x

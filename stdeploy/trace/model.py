@@ -17,6 +17,7 @@ from stdeploy.graph.execution import Execution
 from stdeploy.graph.interpreter import steps_first
 from stdeploy.graph.ops import Output
 from stdeploy.graph.weight import Array
+from stdeploy.trace.aten_border import without_overwritten
 from stdeploy.trace.axes import Role, arrange, restore
 from stdeploy.trace.lowering import Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
@@ -171,7 +172,7 @@ def _traced(
     kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
     result = translate(program, module, spec, neurons, kept)
     if result.refused and result.decomposable:
-        again = translate(decomposed(program), module, spec, neurons, kept)
+        again = translate(without_overwritten(decomposed(program)), module, spec, neurons, kept)
         result = result if again.decomposable else again
     refuse_all(result.refused)
     if result.graph is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,8 +51,20 @@ def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any
         shape = "x".join(str(n) for n in example.shape)
         raise UserError(
             f"the model cannot be traced on an input of shape {shape}: {text[0] if text else type(error).__name__}",
+            where=_raised_at(error),
             hint="check --input; a forward whose control flow depends on values cannot be traced",
         ) from error
+
+
+_OWN_FILES = (__file__, opaque.__code__.co_filename)
+
+
+def _raised_at(error: BaseException) -> str | None:
+    """`file:line` of the user's code that an exception came through last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename not in _OWN_FILES]
+    own = [f for f in own if not f.filename.endswith(("/contextlib.py", "/functools.py"))]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def decomposed(program: Any) -> Any:
@@ -65,7 +79,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # torch prints the whole program where it cannot decide a condition; the exception says which
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -133,5 +148,5 @@ def _is_leaf(module: nn.Module, path: str) -> bool:
 def line_of(node: fx.Node) -> str:
     """`file:line` of the user's code that called the operator, or nothing where it is not known."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/nn/" not in f[0] and f[0] != opaque_file]
+    own = [f for f in frames if "/torch/nn/" not in f[0] and f[0] not in _OWN_FILES]
     return f"{own[-1][0]}:{own[-1][1]}" if own else ""
