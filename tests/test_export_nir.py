@@ -51,8 +51,9 @@ class Net:
 
     def fire(self, x: str, name: str, **how: Any) -> str:
         given = {"tau": 2.0, "v_threshold": 0.5, "v_reset": -0.25, **how}
-        arrays = {k: np.asarray(given.pop(k)) for k in ("tau", "v_threshold", "v_reset")}
-        return self.add(ops.Neuron(**arrays, **given), x, name=name)
+        for key in ("tau", "v_threshold", "v_reset"):
+            given[key] = None if given[key] is None else np.asarray(given[key])
+        return self.add(ops.Neuron(**given), x, name=name)
 
     def spikes(self, name: str, channels: int) -> str:
         return self.fire(self.linear(self.x, channels, f"{name}_linear"), f"{name}_lif")
@@ -105,6 +106,17 @@ def test_neuron_layouts_ties_and_reset(layout: str, steps: int, decay_input: boo
     net = Net((4, 2, 3), steps, layout)
     s = net.fire(net.linear(net.x, 5, "fc"), "lif", decay_input=decay_input)
     agree(net.done(net.linear(s, 3, "head")))
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("steps", [1, 9])
+def test_integrate_and_fire_forgets_nothing(decay_input: bool, steps: int) -> None:
+    net = Net((4, 2, 3), steps)
+    how: dict[str, Any] = {"tau": None, "decay_input": decay_input}
+    thresholds = np.array([0.75, 2.25, 1.25, 4.25, 0.5])  # powers of two above v_reset: ties stay exact
+    a = net.fire(net.linear(net.x, 5, "fc"), "a", v_threshold=1.25, **how)
+    b = net.fire(net.linear(a, 5, "fc2"), "b", v_threshold=thresholds, v_reset=0.25, **how)
+    agree(net.done(net.linear(b, 3, "head")))
 
 
 def test_a_tie_at_the_threshold_fires() -> None:
@@ -280,7 +292,6 @@ def test_attention_counts_any_spikes(data: st.DataObject) -> None:
 
 REFUSED: list[tuple[str, Any, str]] = [
     ("soft", lambda net: net.fire(net.x, "soft", v_reset=None), "soft reset"),
-    ("if", lambda net: net.fire(net.x, "if", tau=None), "integrate-and-fire"),
     ("fast", lambda net: net.fire(net.x, "fast", tau=1.0), "tau"),
     ("rest", lambda net: net.fire(net.x, "rest", v_reset=2.0), "fires at rest"),
     (

@@ -1,7 +1,8 @@
 """Model neurons as nir.LIF, and the memoryless unit.
 
 With u = v - v_reset every hard-reset LIF starts at u = 0, resets to u = 0 and charges
-u + (x - u) / tau (decay_input), or u + (tau x - u) / tau (without). NIR's r = 1 form is the first; so the
+u + (x - u) / tau (decay_input), or u + (tau x - u) / tau (without). Integrate-and-fire is the latter with a tau
+so long that nothing is forgotten. NIR's r = 1 form is the first; so the
 input's factor tau and the threshold v_threshold - v_reset remain. What is the same for all channels goes into
 the threshold and leaves the weights as they are; what differs goes into the rows that drive the neuron.
 """
@@ -15,6 +16,13 @@ from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer
 from stdeploy.graph.graph import Node
 from stdeploy.graph.ops import Neuron
 from stdeploy.graph.weight import Array
+
+IF_TAU = 2.0**30
+"""tau of an integrate-and-fire neuron, in steps.
+
+Readers disagree on nir.IF (a leak, or an input scale of their own). A LIF that forgets 2^-30 of its membrane in a
+step forgets nothing in float32, and a power of two scales threshold and membrane without rounding.
+"""
 
 MOST_TAUS = 16
 """Distinct tau per layer that are lowered to one branch each."""
@@ -71,14 +79,10 @@ def _branches(
 
 def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:
     """tau, v_threshold - v_reset and the input's factor by channel; Refusal where no reader has the dynamics."""
-    if op.tau is None:
-        raise Refusal(
-            "integrate-and-fire: every reader runs nir.IF with other dynamics (a leak, or its own input scale)",
-            "use a LIF neuron",
-        )
     if op.v_reset is None:
         raise Refusal("soft reset: NIR's neurons reset to a value", "train with a hard reset (v_reset)")
-    wide = [np.broadcast_to(a, (channels,)).astype(np.float64) for a in (op.tau, op.v_threshold, op.v_reset)]
+    tau = np.asarray(IF_TAU) if op.tau is None else op.tau
+    wide = [np.broadcast_to(a, (channels,)).astype(np.float64) for a in (tau, op.v_threshold, op.v_reset)]
     taus, threshold = wide[0], wide[1] - wide[2]
     if np.any(taus <= 1):
         raise Refusal(f"tau = {taus.min():g}: SpikingJelly's reader takes tau above one step only")
@@ -91,4 +95,4 @@ def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:
             " the limit",
             "share tau in a layer, or quantise it to a few levels",
         )
-    return taus, threshold, np.ones(channels) if op.decay_input else taus
+    return taus, threshold, np.ones(channels) if op.decay_input and op.tau is not None else taus
