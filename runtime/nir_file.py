@@ -51,11 +51,13 @@ class NirFile:
             layers = self.metadata["neurons"].items()
             self.shapes = {name: tuple(layer["shape"]) for name, layer in layers}
             self.parts = {name: [_part(p) for p in layer["parts"]] for name, layer in layers}
-        except (ValueError, KeyError, TypeError) as error:
+            self.counts: dict[str, int] = dict(self.metadata.get("counts", {}))
+            _ = [self.input[key] for key in ("layout", "shape")]
+            _ = [self.output[key] for key in ("label", "layout", "shape", "over_steps")]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.path}: its metadata is damaged ({error})", hint="export it again"
             ) from error
-        self.counts: dict[str, int] = self.metadata.get("counts", {})
 
     def graph(self) -> Any:
         """A fresh nir.NIRGraph, read with NIR's own type check."""

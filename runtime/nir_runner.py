@@ -31,6 +31,9 @@ class Runner:
         self.order = list(graphlib.TopologicalSorter(self.sources).static_order())
         self.nodes = {name: _load(name, node, dt) for name, node in graph.nodes.items()}
         self.input = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Input))
+        unfed = [name for name, sources in self.sources.items() if not sources and name != self.input]
+        if unfed:
+            raise UserError(f"nothing feeds {', '.join(unfed)} in the NIR file", hint="export it again")
         self.output = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Output))
 
     def steps(self, inputs: Array, static: bool, count: int) -> Array:

@@ -47,11 +47,18 @@ class OnnxFile:
             raise UserError(f"{self.path} is not an ONNX model (it has no nodes)", hint="export it again")
         self.metadata: dict[str, str] = {p.key: p.value for p in self.model.metadata_props}
         self.from_stdeploy = "stdeploy_version" in self.metadata
-        self.steps = int(self._json("steps", 1))
-        self.layers = {
-            name: Layer(item["tensor"], item["form"], tuple(item["dims"]), tuple(item["shape"]))
-            for name, item in self._json("neurons", {}).items()
-        }
+        try:
+            self.steps = int(self._json("steps", 1))
+            self.contract: dict[str, Any] = dict(self._json("input", {}))
+            self.layers = {
+                name: Layer(item["tensor"], item["form"], tuple(item["dims"]), tuple(item["shape"]))
+                for name, item in self._json("neurons", {}).items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path}: its metadata is damaged ({error})", hint="export it again"
+            ) from error
+        self.shapes = {name: layer.shape for name, layer in self.layers.items()}
 
     def _json(self, key: str, default: Any) -> Any:
         if key not in self.metadata:
@@ -62,10 +69,6 @@ class OnnxFile:
             raise UserError(
                 f"{self.path}: its metadata {key!r} is damaged", hint="export it again"
             ) from error
-
-    @property
-    def contract(self) -> dict[str, Any]:
-        return dict(self._json("input", {}))
 
     @property
     def input_name(self) -> str:

@@ -43,8 +43,9 @@ def save_checkpoint(
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
         "compression": dict(compression) if compression else None,
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    # Through a stream: torch then names no temporary file in the archive, and a full disk is an OSError.
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
     return Path(path)
 
 
@@ -55,6 +56,8 @@ def read_container(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # zip or pickle: all that torch writes
+            raise UserError(f"{path} is not a readable checkpoint: it is neither zip nor pickle") from error
         raise _refusal(path, str(error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
@@ -101,7 +104,9 @@ def load_checkpoint(path: Path | str) -> LoadedModel:
         raise UserError(
             f"{source} has version {content.get('version')}; this stdeploy reads version {VERSION}"
         )
-    described, state, record = (content.get(key) for key in ("config", "state_dict", "compression"))
+    described: Any = content.get("config")
+    state: Any = content.get("state_dict")
+    record: Any = content.get("compression")
     for name, entry in (("config", described), ("state_dict", state), ("compression", record or {})):
         if not isinstance(entry, dict):
             raise UserError(f"{source} is damaged: its {name} is a {type(entry).__name__}, not a dictionary")

@@ -24,6 +24,8 @@ def load_data(path: Path, graph: Graph, limit: int | None = None) -> tuple[Array
     """
     wanted = input_text(graph)
     hint = f"save it with numpy.savez(path, images=float32 {wanted}, labels=int64 n)"
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise UserError(f"--data {path} is not a readable npz file", hint=hint)
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files if name in ("images", "labels")}
@@ -51,7 +53,7 @@ def _fault(images: Array, labels: Array | None, graph: Graph) -> str | None:
     if images.ndim != len(wanted) or any(
         w not in (None, n) for w, n in zip(wanted, images.shape, strict=True)
     ):
-        return f"images have shape {'x'.join(map(str, images.shape))}, the model takes {input_text(graph)}"
+        return f"images have shape {'x'.join(map(str, images.shape)) or '()'}, the model takes {input_text(graph)}"
     if images.dtype != np.float32:
         return f"images are {images.dtype}, not float32 as the model takes them (normalised)"
     if not np.all(np.isfinite(images)):
@@ -61,6 +63,11 @@ def _fault(images: Array, labels: Array | None, graph: Graph) -> str | None:
         return "images hold no sample"
     if labels is not None and labels.shape != (count,):
         return f"labels have shape {list(labels.shape)} for {count} images"
+    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+        return f"labels are {labels.dtype}, not the integers of the classes"
+    classes = graph.outputs[0].value.shape
+    if labels is not None and len(classes) == 1 and not 0 <= labels.min() <= labels.max() < classes[0]:
+        return f"labels run from {labels.min()} to {labels.max()}, the model has {classes[0]} classes"
     return None
 
 

@@ -49,6 +49,8 @@ def save_graph(graph: Graph, path: Path | str) -> Path:
 def load_graph(path: Path | str) -> Graph:
     """Read a graph written by save_graph; UserError where it is damaged, foreign or too new."""
     source = Path(path)
+    if source.is_file() and not zipfile.is_zipfile(source):
+        raise UserError(f"{source} is not a stdeploy graph, or is truncated", hint="export it again")
     try:
         with np.load(source, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -57,18 +59,22 @@ def load_graph(path: Path | str) -> Graph:
         raise UserError(f"{source} does not exist") from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{source} is not a stdeploy graph: {error}", hint="export it again") from error
+    if not isinstance(document, dict):
+        raise UserError(
+            f"{source} is not a stdeploy graph: its {_ENTRY} is no object", hint="export it again"
+        )
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         found = f"{document.get('format')} version {document.get('version')}"
         raise UserError(f"{source} holds {found}; this stdeploy reads {FORMAT} version {VERSION}")
     stated = document.pop("sha256", None)
     if stated != _checksum(document, arrays):
         raise UserError(f"{source} is damaged: its checksum does not match", hint="export it again")
-    builder = GraphBuilder(document["steps"], document["metadata"])
     try:
+        builder = GraphBuilder(int(document["steps"]), dict(document["metadata"]))
         for item in document["nodes"]:
             builder.add(_decode_op(item, arrays), item["inputs"], name=item["name"], source=item["source"])
         return validate(builder.build())
-    except (GraphError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} holds an illegal graph: {error}") from error
 
 

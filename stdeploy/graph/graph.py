@@ -16,6 +16,10 @@ class GraphError(ValueError):
     """A node that does not fit its inputs, or a graph that breaks a rule; names the node."""
 
 
+class ParameterError(GraphError):
+    """A legal graph whose parameters have no meaning: not finite, or tau < 1."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """One operator applied to the values of the nodes named in `inputs`.

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from stdeploy.graph.graph import Graph, GraphError, Node
+from stdeploy.graph.graph import Graph, GraphError, Node, ParameterError
 from stdeploy.graph.ops import CATALOGUE, Affine, Constant, Conv, Input, Linear, Neuron, Output
 from stdeploy.graph.weight import Array
 
@@ -14,23 +14,27 @@ _NAME = re.compile(r"[^\s/]+")
 
 
 def validate(graph: Graph) -> Graph:
-    """Return `graph`, or raise GraphError that lists every broken rule.
+    """Return `graph`, or raise GraphError that lists every broken rule (ParameterError: only values are wrong).
 
     Rules: names are nonempty without blanks or '/' (NIR takes neither); a node reads earlier nodes
     only; every value is what its operator infers; every parameter is finite; tau >= 1 where the
     charge decays; at least one input and one output; nothing reads an output.
     """
     broken: list[str] = []
+    senseless: list[str] = []
     seen: set[str] = set()
     for name, node in graph.nodes.items():
         broken += [f"{name}: {reason}" for reason in _check_node(graph, name, node, seen)]
+        senseless += [f"{name}: {reason}" for reason in _check_parameters(node)]
         seen.add(name)
     if not graph.inputs:
         broken.append("the graph has no Input")
     if not graph.outputs:
         broken.append("the graph has no Output")
     if broken:
-        raise GraphError("illegal graph:\n  " + "\n  ".join(broken))
+        raise GraphError("illegal graph:\n  " + "\n  ".join(broken + senseless))
+    if senseless:
+        raise ParameterError("parameters without meaning:\n  " + "\n  ".join(senseless))
     return graph
 
 
@@ -51,11 +55,15 @@ def _check_node(graph: Graph, name: str, node: Node, seen: set[str]) -> list[str
             out.append(f"carries {node.value}, but its operator yields {value}")
     except ValueError as error:
         out.append(str(error))
-    out += [f"{label} is not finite" for label, array in parameters(node) if not np.all(np.isfinite(array))]
-    if isinstance(node.op, Neuron) and node.op.tau is not None and np.any(node.op.tau < 1):
-        out.append("tau < 1: the membrane would change sign every step")
     if isinstance(node.op, Input) and len(node.op.shape) != len(node.op.axes):
         out.append("axes and shape differ in length")
+    return out
+
+
+def _check_parameters(node: Node) -> list[str]:
+    out = [f"{label} is not finite" for label, array in parameters(node) if not np.all(np.isfinite(array))]
+    if isinstance(node.op, Neuron) and node.op.tau is not None and np.any(node.op.tau < 1):
+        out.append("tau < 1: the membrane would change sign every step")
     return out
 
 
