@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ import numpy as np
 
 from stdeploy import __version__
 from stdeploy.environment import target_states
-from stdeploy.errors import Unsupported, UnsupportedError, UserError
+from stdeploy.errors import ParityError, Unsupported, UnsupportedError, UserError
 from stdeploy.exporters import load_target, targets
 from stdeploy.exporters.artifact import Artifact
 from stdeploy.graph import Graph
 from stdeploy.graph.execution import Executor
 from stdeploy.graph.file import SUFFIX as GRAPH_SUFFIX
 from stdeploy.graph.file import load_graph
+from stdeploy.graph.graph import ParameterError
 from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.weight import Array
 from stdeploy.parity import Report
@@ -74,11 +75,14 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
     options = options or SourceOptions()
     start = time.perf_counter()
     if path.suffix == GRAPH_SUFFIX:
+        _refuse_options(path, "graph", options, [f.name for f in fields(options)])
         graph = load_graph(path)
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
     from stdeploy.checkpoint_foreign import open_checkpoint
 
     opened = open_checkpoint(path, model=options.model, key=options.state_dict_key)
+    if opened.config is not None:
+        _refuse_options(path, "stdeploy checkpoint", options, ["model", "state_dict_key"])
     shape = options.input_shape or opened.input_shape
     if shape is None:
         raise UserError(
@@ -95,15 +99,26 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
     }
     if opened.compression:
         metadata["compression"] = opened.compression.get("method")
-    traced = trace(
-        opened.module,
-        shape,
-        steps=options.steps,
-        layout=options.layout,
-        neuron=options.neuron,
-        metadata=metadata,
-    )
+    try:
+        traced = trace(
+            opened.module,
+            shape,
+            steps=options.steps,
+            layout=options.layout,
+            neuron=options.neuron,
+            metadata=metadata,
+        )
+    except ParameterError as error:
+        raise UserError(f"{path}: {error}", hint="the file is damaged, or its training diverged") from error
     return Source(path, traced.graph, traced, opened, time.perf_counter() - start)
+
+
+def _refuse_options(path: Path, kind: str, options: SourceOptions, names: Sequence[str]) -> None:
+    """UserError where an option is given that a file of this kind decides itself."""
+    given = [name for name in names if getattr(options, name) is not None]
+    flags = ", ".join("--" + name.removesuffix("_shape").replace("_", "-") for name in given)
+    if given:
+        raise UserError(f"{path} is a {kind}: it takes no {flags}", hint="leave it out")
 
 
 def lower(graph: Graph, target: str) -> Lowered:
@@ -141,6 +156,20 @@ def refuse_overwriting(source: Path, path: Path) -> None:
         raise UserError(f"{path} is the model itself", hint="choose another file with -o")
 
 
+def require_output(model: Path, target: str, path: Path, *, any_suffix: bool) -> None:
+    """UserError where `path` is the model, has no folder, or a suffix by which nothing could read it back."""
+    if not model.is_file():
+        raise UserError(f"{model} is a folder" if model.is_dir() else f"{model} does not exist")
+    refuse_overwriting(model, path)
+    suffix = suffix_of(target)
+    if path.suffix != suffix and not any_suffix:
+        raise UserError(f"{path} does not end in {suffix}, as {target} files do", hint="change -o")
+    if not path.absolute().parent.is_dir():
+        raise UserError(
+            f"cannot write {path}: its folder does not exist", hint="choose a writable path with -o"
+        )
+
+
 def suffix_of(target: str) -> str:
     """The suffix of a target's files."""
     return GRAPH_SUFFIX if target == "graph" else load_target(target).SUFFIX
@@ -173,22 +202,24 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
     `readers` picks some by name instead. Raises UserError where the file is missing or a reader is not there.
     """
     target = target_of(artefact)
-    if target not in READERS:
-        raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
-    unknown = [name for name in readers if name not in READERS[target] and not _refused(target, name)]
-    if unknown:
-        known = ", ".join(READERS[target])
-        raise UserError(f"no reader {unknown[0]!r} runs {target} files", hint=f"readers: {known}")
+    require_readers(target, readers)
     return [_executor(artefact, target, name) for name in readers or default_readers(target)]
 
 
-def _refused(target: str, reader: str) -> bool:
-    """Whether a reader is known but wrong; NirReader says why, as it was measured."""
-    if target != "nir":
-        return False
-    from stdeploy.runtime.nir_readers import REFUSED
+def require_readers(target: str, readers: Sequence[str] = ()) -> None:
+    """UserError where a named reader does not run the target's files, or nothing does."""
+    if target not in READERS:
+        raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
+    known = ", ".join(READERS[target])
+    for name in readers:
+        if name in READERS[target]:
+            continue
+        if target == "nir":
+            from stdeploy.runtime.nir_readers import REFUSED
 
-    return reader in REFUSED
+            if name in REFUSED:
+                raise UserError(f"{name} cannot run this file: {REFUSED[name]}", hint=f"use {known}")
+        raise UserError(f"no reader {name!r} runs {target} files", hint=f"readers: {known}")
 
 
 READERS: dict[str, dict[str, str | None]] = {
@@ -250,7 +281,12 @@ def check_all(
     labels: Array | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Report]:
-    """Compare every executor of an artefact with the source, which runs once."""
+    """Compare every executor of an artefact with the source, which runs once.
+
+    ParityError where the artefact is of another network, UserError where it does not say its neurons.
+    """
+    for candidate in candidates:
+        _require_same_network(source, exported, candidate)
     return compare_all(
         source.reference,
         candidates,
@@ -260,3 +296,31 @@ def check_all(
         labels=labels,
         progress=progress,
     )
+
+
+def _require_same_network(source: Source, exported: Graph, candidate: Executor) -> None:
+    """The neuron layers that a file says it holds have to be those of the graph it was made from."""
+    file: Any = getattr(candidate, "file", None)
+    if file is None:
+        return
+    if not file.shapes:
+        raise UserError(
+            f"{file.path} does not say which of its values are spikes",
+            hint="only files written by stdeploy export carry that",
+        )
+    wanted = {node.name: node.value.shape for node in exported.neurons}
+    reasons = [] if file.steps == exported.steps else [f"it runs {file.steps} steps, not {exported.steps}"]
+    for name in sorted(wanted.keys() | file.shapes.keys()):
+        held, needed = (_size(shapes.get(name)) for shapes in (file.shapes, wanted))
+        reasons += [] if held == needed else [f"{name}: {held} in the file, {needed} in the model"]
+    if reasons:
+        rest = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise ParityError(
+            f"{file.path} is not an export of {source.path.name}: {'; '.join(reasons[:3])}{rest}",
+            hint=f"it was made from {file.metadata.get('source', 'an unknown model')}, by stdeploy "
+            f"{file.metadata.get('stdeploy_version', 'of unknown version')}",
+        )
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "scalar"

@@ -311,12 +311,10 @@ def test_a_full_disk_leaves_nothing(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    for target in ("onnx", "graph"):
-        done = program(
-            "export", "net.stg", "--target", target, "-o", "out.file", cwd=folder, preexec_fn=limit
-        )
+    for target, name in (("onnx", "out.onnx"), ("graph", "out.stg")):
+        done = program("export", "net.stg", "--target", target, "-o", name, cwd=folder, preexec_fn=limit)
         assert done.returncode == 2, done.stderr
-        assert "cannot write out.file" in done.stderr
+        assert f"cannot write {name}" in done.stderr
         assert leftovers(folder) == []
 
 

@@ -13,6 +13,7 @@ from stdeploy.cli.options import common_options, data_option, model_options
 if TYPE_CHECKING:
     from stdeploy.cli.console import Talk
     from stdeploy.graph import Graph
+    from stdeploy.graph.weight import Array
     from stdeploy.parity import Report
     from stdeploy.workflow import Lowered, Source
 
@@ -68,7 +69,9 @@ def command(
 
     talk = Talk(json_file, verbose, quiet)
     path = output or Path(model_file.stem + workflow.suffix_of(target))
-    workflow.refuse_overwriting(model_file, path)
+    workflow.require_output(model_file, target, path, any_suffix=no_verify and target != "graph")
+    if not no_verify and target != "graph":
+        workflow.require_readers(target, readers)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     describe(talk, source)
     if save_graph is not None:
@@ -80,6 +83,7 @@ def command(
             {"schema_version": 1, "path": str(path), "target": target, "size_bytes": path.stat().st_size}
         )
         return
+    chosen = None if no_verify else inputs_for(talk, source, data, samples)
     lowered = workflow.lower(source.graph, target)
     describe_passes(talk, lowered)
     start = time.perf_counter()
@@ -89,7 +93,7 @@ def command(
     talk.phase(
         "export", "\n".join([f"{path}  {size_text(artifact.size_bytes)}{was}", *artifact.notes]), seconds
     )
-    reports = [] if no_verify else verify(talk, source, lowered.graph, path, data, samples, readers)
+    reports = [] if chosen is None else verify(talk, source, lowered.graph, path, chosen, readers)
     talk.document(
         {
             "schema_version": 1,
@@ -128,25 +132,31 @@ def describe_passes(talk: Talk, lowered: Lowered) -> None:
     talk.phase("passes", "\n".join([text, *shown]), lowered.seconds)
 
 
+def inputs_for(
+    talk: Talk, source: Source, data: Path | None, samples: int | None
+) -> tuple[Array, Array | None]:
+    """Inputs and labels to verify on; read before anything is written, so that wrong data leaves nothing."""
+    from stdeploy.data import load_data, random_data
+
+    if data is not None:
+        return load_data(data, source.graph, samples)
+    talk.log("no --data: verifying on standard normal noise (fixed seed)")
+    return random_data(source.graph, samples or 16), None
+
+
 def verify(
     talk: Talk,
     source: Source,
     exported: Graph,
     path: Path,
-    data: Path | None,
-    samples: int | None,
+    data: tuple[Array, Array | None],
     readers: tuple[str, ...],
 ) -> list[Report]:
     """Run every executor of the artefact against the source; a line each."""
     from stdeploy import workflow
-    from stdeploy.data import load_data, random_data
     from stdeploy.verify import batch_axis
 
-    if data is not None:
-        inputs, labels = load_data(data, source.graph, samples)
-    else:
-        inputs, labels = random_data(source.graph, samples or 16), None
-        talk.log("no --data: verifying on standard normal noise (fixed seed)")
+    inputs, labels = data
     candidates = workflow.executors(path, readers)
     start = time.perf_counter()
     with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:

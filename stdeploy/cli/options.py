@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +54,10 @@ def _setting(key: str, text: str) -> float | bool | None:
         return _BOOLEANS[text]
     if key == "v_reset" and text in ("none", "soft"):
         return None
-    return float(text)
+    value = float(text)
+    if not math.isfinite(value) or (key == "tau" and value < 1):  # tau < 1: the membrane changes sign
+        raise ValueError
+    return value
 
 
 class JsonFile(click.ParamType[str]):
