@@ -231,6 +231,31 @@ def attention(net: Net, heads: tuple[int, ...], v_heads: tuple[int, ...], order:
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 3, 5), (4, 7), (4, 1, 3)])
+def test_one_position_or_one_channel_meets_all(shape: tuple[int, ...]) -> None:
+    """Elementwise attention: tokens' sum, a neuron, and its spike gates every token; the same over channels."""
+    net = Net(shape)
+    q, k = net.spikes("q", 4), net.spikes("k", 4)
+    positions = tuple(range(1, len(shape)))
+    over = net.fire(net.add(ops.Reduce(positions, False, True), k, name="sum"), "over", v_threshold=1.5)
+    gated = net.add(ops.Mul(), over, q, name="gated")
+    head = net.fire(net.add(ops.Reduce((0,), False, True), q, name="heads"), "head", v_threshold=1.0)
+    both = net.add(ops.Add(), gated, net.add(ops.Mul(), head, k, name="token"), name="both")
+    spread = net.add(ops.Linear(Weight.dense(np.eye(4)[[0, 0, 2, 2]])), over, name="copied")
+    both = net.add(ops.Add(), both, net.add(ops.Mul(), spread, k, name="half"), name="all")
+    mean = net.add(ops.Reduce(positions, False, True), both, name="mean")
+    y = net.linear(net.add(ops.Add(), both, mean, name="residual"), 5, "fc")
+    out = net.fire(y, "out", v_threshold=3.03)  # no tie: a mean over 7 positions rounds
+    agree(net.done(net.linear(out, 3, "classes")))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3), (3, 5, 2), (3, 1, 4), (3, 3, 3), (3, 4)])
+def test_a_flattened_map_of_any_sides(shape: tuple[int, ...]) -> None:
+    net = Net(shape)
+    flat = net.add(ops.Flatten(), net.spikes("a", 3), name="flat")
+    agree(net.done(net.linear(net.fire(net.linear(flat, 6, "fc"), "b", v_threshold=2.0), 3, "head")))
+
+
 @pytest.mark.parametrize("order", ["qk", "kv"])
 @pytest.mark.parametrize("shape", [(4, 4, 4), (4, 3, 5), (4, 7)])
 def test_attention_ragged_heads_in_both_orders(order: str, shape: tuple[int, ...]) -> None:

@@ -61,6 +61,46 @@ def square(weight: Array, padding: Pair, dilation: Pair) -> tuple[Array, Pair]:
     return wide, (padding[0] + y * dilation[0], padding[1] + x * dilation[1])
 
 
+def whole(weight: Array) -> tuple[Array, Pair, Pair]:
+    """A kernel that covers its whole map once, square: with padding and a stride that leave one position.
+
+    A missing row goes before the map's first, where the padding puts it; rows behind the map are zeros over padding.
+    """
+    size = max(weight.shape[2:])
+    missing = [size - n for n in weight.shape[2:]]
+    before = [(m + 1) // 2 for m in missing]
+    (y, x), (my, mx) = before, missing
+    wide = np.pad(weight, ((0, 0), (0, 0), (y, my - y), (x, mx - x)))
+    return wide, (y, x), (size, size)
+
+
+def spread(writer: Writer, name: str, signal: Signal, shape: Shape) -> Signal:
+    """A value with one channel or one position, at every channel or position of `shape`.
+
+    One position becomes n by average pools: a window of 2n with padding n sees all n copies from each of n + 1
+    positions, and yields n / 2n of their value.
+    """
+    if signal.shape[0] != shape[0]:
+        if signal.shape[0] != 1:
+            raise Refusal(f"{signal.shape} does not broadcast to {shape}")
+        ones = np.ones((shape[0], 1, 1, 1))
+        signal = convolve(writer, name, signal, ones, None, (shape[0], *signal.shape[1:]), role="attention")
+    for axis in (1, 2):
+        if signal.shape[axis] == shape[axis]:
+            continue
+        if signal.shape[axis] != 1:
+            raise Refusal(f"{signal.shape} does not broadcast to {shape}")
+        if signal.offset is not None:  # it would end at the border
+            written = writer.edges(name, signal, role="attention")
+            signal = Signal(signal.shape, dict.fromkeys(written, 1.0), readout=signal.readout)
+        for n in range(1, shape[axis]):
+            larger = tuple(n + 1 if k == axis else size for k, size in enumerate(signal.shape))
+            kernel, padding = ((2 * n, 1), (n, 0)) if axis == 1 else ((1, 2 * n), (0, n))
+            target: Shape = (larger[0], larger[1], larger[2])
+            signal = average(writer, name, signal, kernel, (1, 1), padding, target, "attention").scaled(2.0)
+    return signal
+
+
 def ungrouped(weight: Array, groups: int) -> Array:
     """A grouped kernel `[O, I/g, k, k]` as a dense one `[O, I, k, k]`; no reader takes groups."""
     if groups == 1:

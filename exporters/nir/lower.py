@@ -11,7 +11,17 @@ import numpy as np
 
 from stdeploy.errors import Unsupported
 from stdeploy.exporters.nir.attention import cost, lower_product
-from stdeploy.exporters.nir.linear import area, average, convolve, map_of, pair, square, ungrouped
+from stdeploy.exporters.nir.linear import (
+    area,
+    average,
+    convolve,
+    map_of,
+    pair,
+    spread,
+    square,
+    ungrouped,
+    whole,
+)
 from stdeploy.exporters.nir.neuron import lower_neuron, unit
 from stdeploy.exporters.nir.options import Options
 from stdeploy.exporters.nir.plan import INPUT, OUTPUT, Pair, Plan, Shape
@@ -106,9 +116,11 @@ def _linear(low: Lowering, node: Node, op: ops.Linear, args: list[Signal]) -> Si
     kernel: tuple[int, int] = (1, 1)
     if x.flat:
         kernel, shape = (x.shape[1], x.shape[2]), (weight.shape[0], 1, 1)
-    weight, padding = square(weight.reshape(weight.shape[0], -1, *kernel), (0, 0), (1, 1))
-    bias = _bias(low, op.bias, x.readout)
-    return convolve(low.writer, node.name, replace(x, flat=False), weight, bias, shape, padding=padding)
+    weight, padding, stride = whole(weight.reshape(weight.shape[0], -1, *kernel))
+    if not x.flat:
+        stride = (1, 1)
+    bias, x = _bias(low, op.bias, x.readout), replace(x, flat=False)
+    return convolve(low.writer, node.name, x, weight, bias, shape, stride=stride, padding=padding)
 
 
 def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Signal]) -> Signal:
@@ -197,8 +209,9 @@ def _add(low: Lowering, node: Node, op: ops.Add, args: list[Signal]) -> Signal:
         a, b = b, a
     constant = not (b.nodes or b.convs)
     shape = map_of(node.value.shape)
-    if a.shape != shape or (b.shape != shape and not (constant and b.shape[0] == shape[0])):
-        raise Refusal(f"{a.shape} + {b.shape} broadcasts; NIR's edges do not")
+    a = spread(low.writer, f"{node.name}.spread", a, shape)
+    if not (constant and b.shape[0] == shape[0]):
+        b = spread(low.writer, f"{node.name}.spread", b, shape)
     if {a.readout, b.readout} not in ({None}, {"mean"}, {"last"}, {"sum"}):
         if not constant or b.readout is not None:
             raise Refusal("it adds a value over all steps to one of another kind")
@@ -214,14 +227,18 @@ def _add(low: Lowering, node: Node, op: ops.Add, args: list[Signal]) -> Signal:
 def _mul(low: Lowering, node: Node, op: ops.Mul, args: list[Signal]) -> Signal:
     """A product of spikes is an AND: a unit at 1.5."""
     domains = [low.graph[n].value.domain for n in node.inputs]
-    if any(d.kind != "spike" for d in domains) or args[0].shape != args[1].shape:
-        raise Refusal("a product of anything but two spike maps of one shape has no exact form in NIR")
-    inner = [a.divided(d.scale) for a, d in zip(args, domains, strict=True)]
+    if any(d.kind != "spike" for d in domains):
+        raise Refusal("a product of anything but two spike maps has no exact form in NIR")
+    shape = map_of(node.value.shape)
+    inner = [
+        spread(low.writer, f"{node.name}.spread", a.divided(d.scale), shape)
+        for a, d in zip(args, domains, strict=True)
+    ]
     if set(inner[0].nodes) & set(inner[1].nodes) or set(inner[0].convs) & set(inner[1].convs):
         raise Refusal("a product of a value with itself")
     sources = [s for a in inner for s in low.writer.edges(node.name, a, role="attention")]
-    name = unit(low.writer, node.name, sources, args[0].shape, 1.5, "attention")
-    return Signal(args[0].shape, {name: domains[0].scale * domains[1].scale})
+    name = unit(low.writer, node.name, sources, shape, 1.5, "attention")
+    return Signal(shape, {name: domains[0].scale * domains[1].scale})
 
 
 def _scale(low: Lowering, node: Node, op: ops.Scale, args: list[Signal]) -> Signal:

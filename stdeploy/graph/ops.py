@@ -90,7 +90,20 @@ class Linear(Op):
             raise ValueError(f"weight {self.weight.shape} does not take {x.shape}")
         _bias_shape(self.bias, self.weight.shape[0], steps)
         axes = ("channel", *x.axes[1:])
-        return Value((self.weight.shape[0], *x.shape[1:]), axes, _linear_time(x.time, self.bias))
+        domain = REAL if self.bias is not None else _weighed(x.domain, self.weight)
+        return Value((self.weight.shape[0], *x.shape[1:]), axes, _linear_time(x.time, self.bias), domain)
+
+
+def _weighed(domain: Domain, weight: Weight) -> Domain:
+    """Domain behind a weight of zeros and one positive number: it copies, or adds, integers."""
+    stored = weight.data if weight.values is None else weight.values.reshape(-1)
+    if domain.maximum is None or stored is None or len({*stored[:64].tolist(), 0.0}) > 2:
+        return REAL  # decided by the first few numbers of nearly every weight
+    levels = np.unique(stored[stored != 0])
+    if levels.size != 1 or levels[0] <= 0:
+        return REAL
+    terms = int(np.count_nonzero(weight.array(), axis=1).max())
+    return count(domain.scale * float(levels[0]), domain.maximum * terms)
 
 
 def _window(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
