@@ -9,7 +9,7 @@ import numpy as np
 
 from stdeploy.graph.ops import Affine, AvgPool, Conv, Flatten, Linear, MaxPool, Reduce
 from stdeploy.graph.weight import Array, Weight
-from stdeploy.trace.aten_border import carried, constant_of, padded, shifted
+from stdeploy.trace.aten_border import carried, constant_of, own_shift, padded, shifted
 from stdeploy.trace.axes import Atoms, Layout, positions
 from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, fresh, lowers, roles
 
@@ -119,12 +119,13 @@ def conv(ctx: Lowering, call: Call) -> Traced:
         raise Refusal("a grouped convolution over reordered channels")
     source = x.name
     if constant is not None:
-        source = shifted(ctx, call, source, -_permuted(constant, order, 0), "border")
+        constant = own_shift(ctx, source, _permuted(constant, order, 0))
+        source = shifted(ctx, call, source, -constant, "border")
     w = ctx.weight(call["weight"], f"conv {_key(order)}", lambda a: _permuted(a, order, 1))
     op = Conv(w, ctx.constant(call.get("bias")), stride, padding, dilation, int(call["groups"]))
     name = ctx.add(op, [source], call)
     if constant is not None:
-        name = shifted(ctx, call, name, carried(weight, op.groups, constant), "unborder")
+        name = shifted(ctx, call, name, carried(op.weight.array(), op.groups, constant), "unborder")
     return _resized(ctx, name, x, rank, fresh(w.shape[0]))
 
 
@@ -176,6 +177,8 @@ def batch_norm(ctx: Lowering, call: Call) -> Any:
     shift = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64) * scale
     x, order = channel_order(ctx, call, x, 1)
     name = ctx.add(Affine(_permuted(scale, order, 0), _permuted(shift, order, 0)), [x.name], call)
+    summed = np.abs(shift + mean * scale) + np.abs(mean * scale)
+    ctx.shift_errors[name] = 4 * np.finfo(variance.dtype).eps * _permuted(summed, order, 0)
     result = Traced(name, x.layout)
     return result if call.operator == "batch_norm" else [result, None, None]
 

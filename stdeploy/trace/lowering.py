@@ -32,15 +32,16 @@ class Traced:
     """A torch tensor that is the graph's value `name` seen through views.
 
     `padding`: zeros around the last dimensions (as torch.nn.functional.pad lists them), which a
-    convolution takes over.
+    convolution takes over. `border`: what is there instead of zeros, `[C, *padded]` (its inside is void).
     """
 
     name: str
     layout: Layout
     padding: tuple[int, ...] = ()
+    border: Array | None = None
 
     def view(self, layout: Layout) -> Traced:
-        return Traced(self.name, layout, self.padding)
+        return Traced(self.name, layout, self.padding, self.border)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Lowering:
     batch: Atom
     calls: dict[str, list[Recorded]] = field(default_factory=dict)
     weights: dict[tuple[int, str], tuple[Tensor, Weight]] = field(default_factory=dict)
+    shift_errors: dict[str, Array] = field(default_factory=dict)
+    """[C] by an Affine's name: how far the model's own arithmetic may put its shift off."""
 
     def add(self, op: Op, inputs: list[str], call: Call, suffix: str = "") -> str:
         """Add a node named after the module (a leaf's path, or `path.suffix`)."""
@@ -96,7 +99,7 @@ class Lowering:
         if not isinstance(argument, Traced):
             raise Refusal(f"it is applied to {type(argument).__name__}")
         if argument.padding and not padded:
-            raise Refusal("it follows a zero padding, which only a convolution can take over")
+            raise Refusal("it follows a padding, which only a convolution can take over")
         return argument
 
     def constant(self, argument: Any) -> Array | None:

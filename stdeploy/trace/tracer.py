@@ -14,6 +14,7 @@ from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.graph.graph import Graph, GraphBuilder, GraphError
 from stdeploy.graph.ops import Flatten, Input, Output, Readout, Reduce
 from stdeploy.trace import (
+    aten_border,
     aten_einsum,
     aten_elementwise,
     aten_layers,
@@ -28,7 +29,16 @@ from stdeploy.trace.neurons import NeuronSpec
 from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
 from stdeploy.trace.ragged import join_heads
 
-HANDLERS = (aten_einsum, aten_elementwise, aten_layers, aten_matmul, aten_neuron, aten_reduce, aten_views)
+HANDLERS = (
+    aten_border,
+    aten_einsum,
+    aten_elementwise,
+    aten_layers,
+    aten_matmul,
+    aten_neuron,
+    aten_reduce,
+    aten_views,
+)
 """Modules that register lowerings."""
 
 _AXES = {1: ("channel",), 2: ("channel", "token"), 3: ("channel", "y", "x")}
@@ -121,12 +131,13 @@ class _Translator:
         mapped: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self.environment[n])
         args, kwargs = mapped
         leaves = [*pytree.tree_leaves(args), *pytree.tree_leaves(kwargs)]
+        mutable = bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
         if any(leaf is UNKNOWN for leaf in leaves):
+            self.decomposable |= mutable
             return UNKNOWN
         operator = operator_name(node)
         if operator == "getitem":
             return args[0][args[1]]
-        mutable = bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
         if not mutable and operator != "neuron" and not any(isinstance(leaf, Traced) for leaf in leaves):
             with torch.no_grad():
                 return node.target(*args, **kwargs)  # type: ignore[operator]
