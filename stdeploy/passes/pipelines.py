@@ -8,6 +8,7 @@ from stdeploy.passes.common_subexpressions import CommonSubexpressions
 from stdeploy.passes.constant_channels import ConstantChannels
 from stdeploy.passes.dead_code import DeadCode
 from stdeploy.passes.fold_affine import FoldAffine, FoldScale
+from stdeploy.passes.fold_conv_chain import FoldConvChain
 from stdeploy.passes.fold_lowrank import FoldLowRank
 from stdeploy.passes.hoist_static import HoistStatic
 from stdeploy.passes.pack_csr import PackCsr
@@ -16,7 +17,13 @@ __all__ = ["PIPELINES", "Pass", "PassError", "PassResult", "run_pipeline"]
 
 # Affine first: a pruned row's drive is a plain bias then. Low rank after: a BatchNorm behind a factor pair
 # folds into the outer factor either way.
-_FOLD: tuple[Pass, ...] = (DeadCode(), FoldAffine(), FoldScale(), FoldLowRank())
+_FOLD: tuple[Pass, ...] = (
+    DeadCode(),
+    FoldAffine(),
+    FoldScale(),
+    FoldConvChain(),
+    FoldLowRank(),
+)
 
 # The order of attention before constant channels: both orders take a constant attention, but once it is there
 # the order is fixed. Again after, since smaller heads can make Q (K^T V) the cheaper one.
