@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
@@ -43,9 +44,12 @@ def save_checkpoint(
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
         "compression": dict(compression) if compression else None,
     }
-    # Through a stream: torch then names no temporary file in the archive, and a full disk is an OSError.
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        torch.save(content, stream)
+    # In memory first: torch names the file within the archive, here a temporary one, and a full disk would
+    # be a RuntimeError of its zip writer.
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(stream.getvalue())
     return Path(path)
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,9 @@ from stdeploy.cli.app import run
 from stdeploy.graph.file import save_graph
 from stdeploy.models import Spikformer, SpikformerConfig
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.test_cli import nudged
 
+ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
 CONFIG = SpikformerConfig(
     depth=1,
@@ -44,6 +51,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "model.pt", Spikformer(CONFIG))
     return tmp_path
+
+
+def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **options}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stdeploy.cli", *arguments]
+    return subprocess.run(command, check=False, text=True, env=environment, **streams)
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
@@ -237,6 +251,74 @@ def test_a_picture_is_no_model_and_no_advice_to_load_it_unsafely(
     error = refused(folder, capsys, "inspect", name)
     assert name in error
     assert "unsafe" not in error and "pickle instruction" not in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json=-"]], ids=["text", "json"])
+def test_a_reader_that_goes_away_ends_neither_the_work_nor_the_check(
+    arguments: list[str], artefacts: Path
+) -> None:
+    other = nudged(GRAPH)
+    save_graph(other, artefacts / "other.stg")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = ["verify", "other.stg", "net.onnx", "--data", "data.npz", *arguments]
+    done = program(*command, stdout=writing)
+    os.close(writing)
+    assert done.returncode == 1
+    assert "are wrong" in done.stderr
+    assert "Broken" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "model.pt", "--target", "nir", "--no-verify", "-o", "out.nir"],
+        ["compress", "model.pt", "--method", "l1p", "--sparsity", "0.5", "-o", "out.pt"],
+    ],
+    ids=["nir", "compress"],
+)
+def test_a_full_disk_leaves_nothing(arguments: list[str], folder: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+    before = sorted(os.listdir(folder))
+    done = program(*arguments, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert f"cannot write {arguments[-1]}: File too large" in done.stderr
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_sigterm_in_the_middle_of_writing_leaves_nothing(folder: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import stdeploy.exporters.onnx.model as model\n"
+        "from stdeploy.cli import app\n"
+        "whole = model.Path.write_bytes\n"
+        "def half(self, data):\n"
+        "    whole(self, data[:100])\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "model.Path.write_bytes = half\n"
+        "sys.argv[1:] = ['export', 'net.stg', '--target', 'onnx', '--no-verify']\n"
+        "app.main()\n"
+    )
+    before = sorted(os.listdir(folder))
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_compressing_twice_says_so_and_keeps_the_record(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, out, sparsity in (("model.pt", "once.pt", "0.5"), ("once.pt", "twice.pt", "0.25")):
+        assert run(["compress", source, "--method", "l1p", "--sparsity", sparsity, "-o", out]) == 0
+    error = capsys.readouterr().err
+    assert error.count("warning: ") == 1 and "once.pt is compressed already (l1p 0.5)" in error
+    record = torch.load("twice.pt", weights_only=True)["compression"]
+    assert (record["sparsity"], record["before"]["sparsity"]) == (0.25, 0.5)
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ def to_nir(low: Lowering) -> Any:
 
 def write(graph: Any, path: Path) -> int:
     """Write the file whole or not at all; its size in bytes."""
-    with io.BytesIO() as plain, atomic_write(path) as temporary:
+    with io.BytesIO() as plain, io.BytesIO() as packed, atomic_write(path) as temporary:
         nir.write(plain, graph, compression=None)
-        with h5py.File(plain, "r") as source, h5py.File(temporary, "w", libver="v110") as target:
+        # In memory first: HDF5 that cannot write (a full disk) fails again when it closes, and then crashes.
+        with h5py.File(plain, "r") as source, h5py.File(packed, "w", libver="v110") as target:
             _repack(source, target)
+        temporary.write_bytes(packed.getvalue())
     return os.stat(path).st_size
 
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -124,6 +125,12 @@ def _complain(*lines: str) -> None:
         click.echo(line, err=True)
 
 
+def _terminate(number: int, _frame: Any) -> None:
+    """Leave as an exception does, so that no half-written file stays behind."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point of the `stdeploy` program."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))

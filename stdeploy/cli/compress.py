@@ -83,6 +83,11 @@ def command(
     done = compress_checkpoint(
         model_file, method, sparsity, output, neuron=neuron, rounding=rounding, scope=scope, mode=mode
     )
+    if done.earlier:
+        what = " ".join(str(done.earlier[k]) for k in ("method", "sparsity") if k in done.earlier)
+        talk.log(
+            f"warning: {model_file} is compressed already ({what}): the counts are of this pruning alone"
+        )
     size = output.stat().st_size
     talk.phase(
         "compress",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +56,11 @@ class Talk:
             return
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         if self.json_file == "-":
-            sys.stdout.write(text + "\n")
+            try:
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _silence(sys.stdout)
             return
         with atomic_write(Path(self.json_file)) as temporary:
             temporary.write_text(text + "\n")
@@ -72,9 +77,26 @@ class Talk:
             yield lambda done: bar.update(task, completed=done)
 
 
+class _PatientConsole(Console):
+    """A reader that goes away (head) ends the output, not the work: a check still has to set the exit code."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence(self.file)
+
+
+def _silence(stream: Any) -> None:
+    """Let what is still buffered for a closed pipe go nowhere; Python would complain about it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
 def _console(stream: Any) -> Console:
     terminal = stream.isatty()
-    return Console(file=stream, highlight=False, markup=False, width=None if terminal else _PIPED_WIDTH)
+    return _PatientConsole(
+        file=stream, highlight=False, markup=False, width=None if terminal else _PIPED_WIDTH
+    )
 
 
 def _finite(item: Any) -> Any:

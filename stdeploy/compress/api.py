@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,6 +30,8 @@ class Compressed:
     before: ParameterCount
     after: ParameterCount
     neurons_replaced: int
+    earlier: Mapping[str, Any] | None = None
+    """The record of a compression that the model had already gone through."""
 
 
 def prune(
@@ -71,5 +74,8 @@ def compress_checkpoint(
     if mode == "remove":
         model = remove_dimensions(model, record)
     replaced = replace_lif(model) if neuron == "slif" and model.config.neuron != "slif" else 0
-    path = save_checkpoint(out, model, {**record.to_dict(), "mode": mode, "source_sha256": loaded.sha256})
-    return Compressed(path, record, before, after, replaced)
+    entry = {**record.to_dict(), "mode": mode, "source_sha256": loaded.sha256}
+    if loaded.compression:
+        entry["before"] = dict(loaded.compression)
+    path = save_checkpoint(out, model, entry)
+    return Compressed(path, record, before, after, replaced, loaded.compression)
