@@ -387,3 +387,29 @@ class Voting(nn.Module):
 def test_an_average_over_channels_is_a_linear(stride: int) -> None:
     traced = agree(awkward(Voting(stride)), (2, 4, 3))
     assert kinds(traced)[-2:] == ["Linear", "Output"]
+
+
+REPEATED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "cat": lambda x, t: torch.cat([x] * t).unflatten(0, (t, -1)),
+    "repeat": lambda x, t: x.repeat(t, 1, 1, 1).view(t, -1, *x.shape[1:]),
+    "interleaved": lambda x, t: x.repeat_interleave(t, 0).unflatten(0, (-1, t)).transpose(0, 1),
+    "batch first": lambda x, t: x.unsqueeze(1).repeat(1, t, 1, 1, 1).transpose(0, 1),
+    "stack": lambda x, t: torch.stack([x] * t),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("way", REPEATED)
+def test_ways_to_repeat_an_image(way: str, steps: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lif, self.head = nn.Conv2d(2, 6, 3), LIF(1.7, 0.9, -0.1), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(REPEATED[way](x, steps).flatten(0, 1)).unflatten(0, (steps, -1))
+            out: Tensor = self.head(self.lif(y).mean((-1, -2))).mean(0)
+            return out
+
+    traced = agree(awkward(Net()), (2, 6, 5))
+    assert traced.graph["conv"].value.time == "static"

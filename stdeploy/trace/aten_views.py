@@ -98,6 +98,17 @@ def repeat(ctx: Lowering, call: Call) -> Traced:
     return x.view(x.layout.repeat(_ints(call["repeats"])))
 
 
+@lowers("repeat_interleave")
+def repeat_interleave(ctx: Lowering, call: Call) -> Traced:
+    """torch.repeat_interleave by one number: the copies are the inner index of their dimension."""
+    x, count, dim = ctx.tensor(call["self"]), call.get("repeats"), call.get("dim")
+    if not isinstance(count, int) or dim is None:
+        raise Refusal("copies in numbers that differ, or of a flattened tensor")
+    index = x.layout.dim(dim)
+    dims = [(*d, Atom(count, "new")) if i == index and count > 1 else d for i, d in enumerate(x.layout.dims)]
+    return x.view(x.layout.with_dims(dims))
+
+
 @lowers("tile")
 def tile(ctx: Lowering, call: Call) -> Traced:
     x = ctx.tensor(call["self"])
@@ -236,7 +247,7 @@ def cat(ctx: Lowering, call: Call) -> Traced:
         return tensors[0]
     first = tensors[0].layout
     dim = first.dim(call["dim"])
-    if all(t is tensors[0] for t in tensors) and not first.dims[dim]:
+    if all(t is tensors[0] for t in tensors) and not any(a.role == "axis" for a in first.dims[dim]):
         return tensors[0].view(
             first.repeat([len(tensors) if i == dim else 1 for i in range(len(first.dims))])
         )
