@@ -210,6 +210,10 @@ def require_readers(target: str, readers: Sequence[str] = ()) -> None:
     """UserError where a named reader does not run the target's files, or nothing does."""
     if target not in READERS:
         raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
+    if target == "onnx" and not readers and importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            "onnxruntime is not installed", hint='pip install "stdeploy[cpu]", or export with --no-verify'
+        )
     known = ", ".join(READERS[target])
     for name in readers:
         if name in READERS[target]:

@@ -321,6 +321,36 @@ def test_compressing_twice_says_so_and_keeps_the_record(
     assert (record["sparsity"], record["before"]["sparsity"]) == (0.25, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("package", "model", "target"),
+    [
+        ("torch", "model.pt", "onnx"),
+        ("onnx", "net.stg", "onnx"),
+        ("nir", "net.stg", "nir"),
+        ("onnxruntime", "net.stg", "onnx"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_written(
+    package: str, model: str, target: str, folder: Path
+) -> None:
+    code = (
+        "import sys, importlib.util as util\n"
+        f"sys.modules[{package!r}] = None\n"
+        "real = util.find_spec\n"
+        f"util.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
+        f"from stdeploy.cli.app import run\n"
+        f"sys.exit(run(['export', {model!r}, '--target', {target!r}]))\n"
+    )
+    before = sorted(os.listdir(folder))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: {package} is not installed\nhint: " in done.stderr
+    assert sorted(os.listdir(folder)) == before
+
+
 def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
     """The archive must not hold the temporary file's random name: its checksum names the source."""
     model = Spikformer(CONFIG)

@@ -30,6 +30,14 @@ COMMANDS = {
 }
 """Sub-command to the module that holds its `command`; those modules load neither torch nor onnx."""
 
+PACKAGES = {
+    "torch": "install torch in the way pytorch.org tells you; a .stg graph needs none",
+    "onnx": "pip install onnx",
+    "nir": "pip install nir",
+    "safetensors": "pip install safetensors",
+}
+"""Packages that a command may need, and how to get them."""
+
 EPILOG = """\b
 Examples:
   stdeploy inspect pruned.pt
@@ -97,6 +105,13 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         _complain(f"error: {error.format_message()}")
         return EXIT_USAGE
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        _trace(arguments)
+        if package not in PACKAGES:
+            return _bug(error)
+        _complain(f"error: {package} is not installed", f"hint: {PACKAGES[package]}")
+        return EXIT_USAGE
     except StdeployError as error:
         _trace(arguments)
         _complain(*error.lines())
@@ -110,9 +125,13 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: whatever escapes is our bug
         _trace(arguments)
-        _complain(f"error: {type(error).__name__}: {error}")
-        _complain("hint: this is a bug in stdeploy; please report it with the output of --traceback")
-        return EXIT_BUG
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    _complain(f"error: {type(error).__name__}: {error}")
+    _complain("hint: this is a bug in stdeploy; please report it with the output of --traceback")
+    return EXIT_BUG
 
 
 def _trace(arguments: Sequence[str]) -> None:
