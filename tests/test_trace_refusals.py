@@ -76,7 +76,6 @@ class Body(nn.Module):
         (lambda m, x: x[:, :, ::2].repeat(1, 1, 2, 1, 1), "slices with a stride"),
         (lambda m, x: torch.stack(list(x)), "takes the time steps apart"),
         (lambda m, x: x / (x + 1), "divides by a value of the network"),
-        (lambda m, x: nn.functional.pad(x, (1, 1), mode="replicate")[..., 1:-1], "anything but a constant"),
         (lambda m, x: torch.nn.functional.pad(x, (1, 1)).mean(-1, keepdim=True), "follows a padding"),
         (lambda m, x: x.float().double(), "data type"),
         (lambda m, x: x.flatten(-2).unflatten(-1, (2, -1)).sum(-1, keepdim=True), "part of an axis"),
