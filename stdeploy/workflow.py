@@ -41,6 +41,7 @@ class SourceOptions:
     layout: str | None = None
     steps: int | None = None
     neuron: Mapping[str, Any] | None = None
+    assume_reset_per_sample: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,7 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
             layout=options.layout,
             neuron=options.neuron,
             metadata=metadata,
+            assume_reset_per_sample=bool(options.assume_reset_per_sample),
         )
     except ParameterError as error:
         raise UserError(f"{path}: {error}", hint="the file is damaged, or its training diverged") from error

@@ -111,6 +111,13 @@ def model_options(function: F) -> F:
                 type=NeuronSettings(),
                 help="Neuron settings that override the model's: tau=2.0,v_threshold=1.0,v_reset=none.",
             ),
+            click.option(
+                "--assume-reset-per-sample",
+                is_flag=True,
+                default=None,
+                help="Take a neuron called on [T*B, ...], whose membrane leaks from sample to sample, as it "
+                "is for one sample at a time.",
+            ),
         )
     ):
         function = option(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stdeploy.trace.axes import Layout, positions
+from stdeploy.trace.axes import Atoms, Layout, positions
 from stdeploy.trace.lowering import Call, Lowering, Recorded, Refusal, Traced, lowers, safe_name
 
 
@@ -29,15 +29,35 @@ def neuron(ctx: Lowering, call: Call) -> Traced:
     return Traced(name, layout)
 
 
+def _one_sample(ctx: Lowering, layout: Layout, first: Atoms) -> Layout:
+    """The layout of a neuron over [T*B, ...] as it is for a batch of one: its loop is over the steps then."""
+    rest = [a for a in first if a.role != "batch"]
+    if (
+        len(rest) != 1
+        or rest[0].size != ctx.steps
+        or any(a.role == "new" for d in layout.dims[1:] for a in d)
+    ):
+        raise Refusal("its first dimension holds more than time and batch")
+    return layout.replace({rest[0]: (ctx.time,)}) if rest[0] is not ctx.time else layout
+
+
+def leaks(layout: Layout) -> bool:
+    """Whether a neuron's first dimension holds the batch too."""
+    return any(a.role == "batch" for a in layout.dims[0])
+
+
 def _over_time(ctx: Lowering, layout: Layout) -> Layout:
     """The input's layout with time as its first dimension; Refusal where the neuron's loop is over something else."""
     first = layout.dims[0] if layout.dims else ()
     roles = {a.role for a in first}
     if "batch" in roles and ("time" in roles or "new" in roles):
-        raise Refusal(
-            "its first dimension is time and batch together, so its membrane leaks from sample to sample",
-            "reshape its input to [T, B, ...]",
-        )
+        if not ctx.assume_reset:
+            raise Refusal(
+                "its first dimension is time and batch together, so its membrane leaks from sample to sample",
+                "reshape its input to [T, B, ...]; or --assume-reset-per-sample, which takes what the model "
+                "computes for one sample at a time",
+            )
+        return _one_sample(ctx, layout, first)
     if first and roles == {"new"} and len(first) == 1 and first[0].size == ctx.steps:
         layout = layout.replace({first[0]: (ctx.time,)})
     elif not first and ctx.steps == 1:

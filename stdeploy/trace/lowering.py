@@ -81,6 +81,8 @@ class Lowering:
     batch: Atom
     calls: dict[str, list[Recorded]] = field(default_factory=dict)
     weights: dict[tuple[int, str], tuple[Tensor, Weight]] = field(default_factory=dict)
+    assume_reset: bool = False
+    """Whether a neuron over time and batch together is taken to start each sample at rest."""
     shift_errors: dict[str, Array] = field(default_factory=dict)
     """[C] by an Affine's name: how far the model's own arithmetic may put its shift off."""
 

@@ -18,6 +18,7 @@ from stdeploy.graph.interpreter import steps_first
 from stdeploy.graph.ops import Output
 from stdeploy.graph.weight import Array
 from stdeploy.trace.aten_border import without_overwritten
+from stdeploy.trace.aten_neuron import leaks
 from stdeploy.trace.axes import Role, arrange, restore
 from stdeploy.trace.lowering import Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
@@ -40,6 +41,7 @@ class TracedModel:
     outputs: Mapping[int, Recorded]
     settings: Mapping[str, Any]
     stateful: frozenset[str]
+    one_by_one: bool = False
 
     @property
     def name(self) -> str:
@@ -48,8 +50,27 @@ class TracedModel:
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
         """Run the user's model on a batch in the Input's layout, in its own floating-point type.
 
-        `forced` as in Executor. UserError where the input's shape does not fit, or forced names are unknown.
+        `forced` as in Executor. Where the model's neurons would leak from sample to sample (`one_by_one`), it
+        runs one sample at a time. UserError where the input's shape does not fit, or forced names are unknown.
         """
+        if not self.one_by_one:
+            return self._run(inputs, forced)
+        array, axis = np.asarray(inputs), 1 if self._layout() == "TB" else 0
+        samples = array.shape[axis] if array.ndim > axis else 1
+        parts = [
+            self._run(
+                array.take(range(i, i + 1), axis),
+                {n: np.asarray(s)[:, i : i + 1] for n, s in (forced or {}).items()},
+            )
+            for i in range(samples)
+        ]
+        axes = {n.op.label: int(n.op.layout == "TB") for n in self.graph.outputs if isinstance(n.op, Output)}
+        return Execution(
+            outputs={k: np.concatenate([p.outputs[k] for p in parts], a) for k, a in axes.items()},
+            spikes={k: np.concatenate([p.spikes[k] for p in parts], 1) for k in parts[0].spikes},
+        )
+
+    def _run(self, inputs: Array, forced: Mapping[str, Array] | None) -> Execution:
         node = self.graph.inputs[0]
         array = np.asarray(inputs)
         batch = steps_first(node, array, self.graph.steps).shape[0 if self._layout() == "B" else 1]
@@ -130,12 +151,15 @@ def trace(
     layout: InputLayout | str | None = None,
     neuron: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    assume_reset_per_sample: bool = False,
 ) -> TracedModel:
     """The graph of a spiking network in evaluation mode, and the network as its own executor.
 
     `input_shape` is one sample without batch: `(C, H, W)` or `(C,)` for layout "B", `(T, C, H, W)` for
     frames (layout "BT", or "TB" where the model takes `[T, B, ...]`). `steps` is checked against the
-    model's T. `neuron` overrides tau, v_threshold, v_reset or decay_input of every neuron. Raises
+    model's T. `neuron` overrides tau, v_threshold, v_reset or decay_input of every neuron. A neuron that is
+    called on `[T*B, ...]`, whose membrane leaks from sample to sample, is refused, or with
+    `assume_reset_per_sample` taken as what the model computes for a batch of one. Raises
     UserError (training mode, shapes, settings) and UnsupportedError with everything that has no place
     in the graph.
     """
@@ -151,7 +175,16 @@ def trace(
         found, refused = read_neurons(module, settings)
         if refused:
             raise UnsupportedError("neurons of the model cannot be expressed", refused)
-        return _traced(module, tuple(input_shape), chosen, steps, found, settings, metadata or {})
+        return _traced(
+            module,
+            tuple(input_shape),
+            chosen,
+            steps,
+            found,
+            settings,
+            metadata or {},
+            assume_reset_per_sample,
+        )
 
 
 def _traced(
@@ -162,13 +195,14 @@ def _traced(
     neurons: dict[str, NeuronSpec],
     settings: Mapping[str, Any],
     metadata: Mapping[str, Any],
+    assume_reset: bool,
 ) -> TracedModel:
     batch = example_batch(shape)
     dtype, device = placement(module)
     sizes = {"B": (batch, *shape), "BT": (batch, *shape), "TB": (shape[0], batch, *shape[1:])}[layout]
     program = export_program(module, torch.zeros(sizes, dtype=dtype, device=device), neurons)
     found = _steps(program, layout, shape, steps)
-    spec = InputSpec(shape if layout == "B" else shape[1:], layout, found, batch)
+    spec = InputSpec(shape if layout == "B" else shape[1:], layout, found, batch, assume_reset)
     kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
     result = translate(program, module, spec, neurons, kept)
     if result.refused and result.decomposable:
@@ -184,7 +218,8 @@ def _traced(
         hint = "check the checkpoint for NaN and infinite parameters, and for tau below 1"
         raise UserError(f"the model holds values that no network runs with: {broken}", hint=hint) from error
     stateful = frozenset(path for path in result.neurons if neurons[path].stateful)
-    return TracedModel(graph, module, result.neurons, result.outputs, settings, stateful)
+    leaky = any(leaks(call.layout) for calls in result.neurons.values() for call in calls)
+    return TracedModel(graph, module, result.neurons, result.outputs, settings, stateful, leaky)
 
 
 def _steps(program: Any, layout: str, shape: tuple[int, ...], wanted: int | None) -> int:

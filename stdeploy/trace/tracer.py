@@ -64,12 +64,16 @@ class Translation:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One sample's `shape` (without T and B), layout and the example's batch size."""
+    """One sample's `shape` (without T and B), layout and the example's batch size.
+
+    `assume_reset`: take a neuron over time and batch together as it is for one sample.
+    """
 
     shape: tuple[int, ...]
     layout: Any
     steps: int
     batch: int
+    assume_reset: bool = False
 
 
 def translate(
@@ -101,7 +105,7 @@ class _Translator:
         names = {tensor: name for name, tensor in self.known.values()}
         time, batch = Atom(spec.steps, "time"), Atom(spec.batch, "batch")
         builder = GraphBuilder(spec.steps, metadata)
-        self.ctx = Lowering(builder, neurons, spec.steps, names, time, batch)
+        self.ctx = Lowering(builder, neurons, spec.steps, names, time, batch, assume_reset=spec.assume_reset)
 
     def run(self) -> Translation:
         user_inputs = set(self.program.graph_signature.user_inputs)
