@@ -413,3 +413,20 @@ def test_ways_to_repeat_an_image(way: str, steps: int) -> None:
 
     traced = agree(awkward(Net()), (2, 6, 5))
     assert traced.graph["conv"].value.time == "static"
+
+
+def test_deep_models_hold_each_weight_once() -> None:
+    """Nodes grow by the block, and the graph's weights are the model's: neither time nor memory grows faster."""
+
+    def traced(depth: int) -> tuple[int, int, int]:
+        config = SpikformerConfig(depth, 12, 18, 2, 3, stem=((6, True), (12, True)), image_size=(12, 8))
+        net = Spikformer(config).eval()
+        graph = trace(net, (3, 12, 8)).graph
+        weights = {id(n.op.weight): n.op.weight for n in graph if isinstance(n.op, Linear | Conv)}
+        held = sum(int(np.prod(w.shape)) for w in weights.values())
+        own = sum(p.numel() for n, p in net.named_parameters() if p.ndim > 1)
+        return len(graph), held, own
+
+    (two, held_two, own_two), (five, held_five, own_five), (twelve, held, own) = map(traced, (2, 5, 12))
+    assert (twelve - five) * 3 == (five - two) * 7 > 0
+    assert (held_two, held_five, held) == (own_two, own_five, own)
