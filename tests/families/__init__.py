@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stdeploy.models.calibration import calibrate_batchnorm
+from stdeploy.trace import TracedModel, trace
 from tests.families.maxformer import MaxFormer
 from tests.families.meta import MetaSpikeFormer
 from tests.families.parts import STEPS
@@ -33,6 +34,11 @@ class Family:
     layout: str = "B"
     refused: str | None = None
     nir: tuple[str, ...] = ()
+    one_by_one: bool = False
+
+    def traced(self, net: nn.Module) -> TracedModel:
+        """`net` traced as the user would."""
+        return trace(net, self.shape, layout=self.layout, assume_reset_per_sample=self.one_by_one)
 
     def build(self) -> nn.Module:
         """The model in evaluation mode, calibrated so that every neuron layer fires and none is saturated."""
@@ -63,8 +69,9 @@ FAMILIES: dict[str, Family] = {
     "Spike-driven Transformer V1, pooled spikes": Family(SpikeDrivenTransformer),
     "Meta-SpikeFormer (V2)": Family(MetaSpikeFormer),
     "QKFormer": Family(QKFormer, nir=(MAXIMUM,)),
-    "QKFormer, neuron over T*B": Family(
-        partial(QKFormer, leaky=True), refused="leaks from sample to sample", nir=(MAXIMUM,)
+    "QKFormer, neuron over T*B": Family(partial(QKFormer, leaky=True), refused="leaks from sample to sample"),
+    "QKFormer, neuron over T*B, --assume-reset-per-sample": Family(
+        partial(QKFormer, leaky=True), nir=(MAXIMUM,), one_by_one=True
     ),
     "Max-Former": Family(MaxFormer, (3, 24, 16), nir=(MAXIMUM,)),
 }

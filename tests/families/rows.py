@@ -19,7 +19,7 @@ from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.runtime.nir_readers import NirReader
 from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
-from stdeploy.trace import TracedModel, trace
+from stdeploy.trace import TracedModel
 from stdeploy.verify import compare
 from tests.families import FAMILIES, Family
 
@@ -36,7 +36,7 @@ def inputs(family: Family) -> Array:
 def exact(family: Family) -> tuple[TracedModel, int]:
     """The model traced in float64, and in how many neuron layers the graph, or what either pipeline makes
     of it, spikes otherwise than the model does (those that the passes keep whole are compared)."""
-    traced = trace(family.build().double(), family.shape, layout=family.layout)
+    traced = family.traced(family.build().double())
     x = inputs(family).astype(np.float64)
     wanted = traced.run(x)
     graphs = [traced.graph, *(run_pipeline(traced.graph, PIPELINES[t]).graph for t in ("onnx", "nir"))]
@@ -52,7 +52,7 @@ def exact(family: Family) -> tuple[TracedModel, int]:
 
 def lowered(family: Family, target: str) -> tuple[TracedModel, Graph, list[Unsupported]]:
     """The model traced in float32, the graph after the target's passes, and what the target refuses of it."""
-    traced = trace(family.build(), family.shape, layout=family.layout)
+    traced = family.traced(family.build())
     graph = run_pipeline(traced.graph, PIPELINES[target]).graph
     return traced, graph, load_target(target).check(graph)
 
