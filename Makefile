@@ -11,8 +11,8 @@ $(BIN)/.ok: pyproject.toml requirements/lock.txt
 	$(PY) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e ".[cpu,openvino,readers,dev]"
-	$(PIP) --no-deps spikingjelly
 	$(PIP) loguru tqdm
+	$(PIP) --no-deps spikingjelly
 	touch $@
 
 demo: $(BIN)/.ok
