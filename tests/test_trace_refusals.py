@@ -287,6 +287,13 @@ def test_parameters_that_are_no_numbers(value: float) -> None:
         trace(net, (2, 4, 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    with pytest.raises(UserError, match=f"weight is {str(dtype)[6:]}") as caught:
+        trace(awkward(Net(nn.Identity())).to(dtype), (2, 4, 5))
+    assert caught.value.hint is not None and ".float()" in caught.value.hint
+
+
 def test_a_tau_below_one() -> None:
     with pytest.raises(UserError, match="body: tau < 1"):
         trace(awkward(Net(SLIF(0.5, 0.9, 0.0))), (2, 4, 5))

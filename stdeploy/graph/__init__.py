@@ -1,6 +1,6 @@
 """The intermediate graph: nodes over named axes, its validator, printer, file form and interpreter."""
 
-from stdeploy.graph.graph import Graph, GraphBuilder, GraphError, Node, rewrite
+from stdeploy.graph.graph import Graph, GraphBuilder, GraphError, Node, ParameterError, rewrite
 from stdeploy.graph.validate import validate
 from stdeploy.graph.value import REAL, SPIKE, Domain, Value
 from stdeploy.graph.weight import Weight
@@ -13,6 +13,7 @@ __all__ = [
     "GraphBuilder",
     "GraphError",
     "Node",
+    "ParameterError",
     "Value",
     "Weight",
     "rewrite",

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from stdeploy.graph.graph import GraphBuilder
@@ -125,10 +124,7 @@ class Lowering:
 
 
 def to_numpy(tensor: Tensor) -> Array:
-    plain = tensor.detach().cpu()
-    if plain.dtype in (torch.bfloat16, torch.float16):
-        plain = plain.float()
-    array: Array = plain.numpy()
+    array: Array = tensor.detach().cpu().numpy()
     return array
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stdeploy.errors import UnsupportedError, UserError
-from stdeploy.graph import Graph, GraphError, validate
+from stdeploy.graph import Graph, ParameterError, validate
 from stdeploy.graph.execution import Execution
 from stdeploy.graph.interpreter import steps_first
 from stdeploy.graph.ops import Output
@@ -23,7 +23,14 @@ from stdeploy.trace.axes import Role, arrange, restore
 from stdeploy.trace.lowering import Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
 from stdeploy.trace.opaque import forwards, settings_applied
-from stdeploy.trace.program import check_evaluated, decomposed, example_batch, export_program, placement
+from stdeploy.trace.program import (
+    check_evaluated,
+    check_precision,
+    decomposed,
+    example_batch,
+    export_program,
+    placement,
+)
 from stdeploy.trace.tracer import InputSpec, refuse_all, translate
 
 InputLayout = Literal["B", "BT", "TB"]
@@ -164,6 +171,7 @@ def trace(
     in the graph.
     """
     check_evaluated(module)
+    check_precision(module)
     settings = dict(neuron or {})
     check_settings(settings)
     chosen = layout or ("BT" if len(input_shape) == 4 else "B")
@@ -213,7 +221,7 @@ def _traced(
         raise TypeError("a translation without refusals has no graph")
     try:
         graph = validate(result.graph)
-    except GraphError as error:
+    except ParameterError as error:
         broken = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         hint = "check the checkpoint for NaN and infinite parameters, and for tau below 1"
         raise UserError(f"the model holds values that no network runs with: {broken}", hint=hint) from error

@@ -40,6 +40,17 @@ def placement(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     return first.dtype, first.device
 
 
+def check_precision(module: nn.Module) -> None:
+    """UserError where a parameter is of half precision: graph, artefacts and their proof are float32."""
+    half = [n for n, p in module.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        kind = str(module.get_parameter(half[0]).dtype).removeprefix("torch.")
+        raise UserError(
+            f"{half[0]} is {kind}: a model of half precision rounds its membranes otherwise than any artefact",
+            hint="call .float() on the model; its weights keep their values",
+        )
+
+
 def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any]) -> Any:
     """The ExportedProgram of a model in evaluation mode (UserError where it does not run or is not traceable)."""
     replaced = {path: opaque(path) for path in neurons}
