@@ -11,7 +11,16 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stdeploy.graph.value import REAL, SPIKE, Domain, Time, Value, count, join_time
+from stdeploy.graph.rules import (
+    broadcast,
+    check_bias,
+    multiplied,
+    summed,
+    weighed_domain,
+    weighed_time,
+    window_count,
+)
+from stdeploy.graph.value import REAL, SPIKE, Domain, Value, count, join_time
 from stdeploy.graph.weight import Array, Weight
 
 
@@ -24,21 +33,6 @@ class Op:
     def infer(self, inputs: list[Value], steps: int) -> Value:
         """Value of the output; ValueError where the inputs do not fit."""
         raise NotImplementedError
-
-
-def _bias_shape(bias: Array | None, channels: int, steps: int) -> None:
-    if bias is not None and bias.shape not in ((channels,), (steps, channels)):
-        raise ValueError(
-            f"bias {bias.shape} is neither [{channels}] nor [{steps}, {channels}] (one per step)"
-        )
-
-
-def _linear_time(time: Time, bias: Array | None) -> Time:
-    if bias is None or bias.ndim == 1:
-        return time
-    if time == "final":
-        raise ValueError("a bias per step meets a value that exists only after all steps")
-    return "step"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,32 +82,10 @@ class Linear(Op):
         (x,) = inputs
         if len(self.weight.shape) != 2 or not x.shape or x.shape[0] != self.weight.shape[1]:
             raise ValueError(f"weight {self.weight.shape} does not take {x.shape}")
-        _bias_shape(self.bias, self.weight.shape[0], steps)
+        check_bias(self.bias, self.weight.shape[0], steps)
         axes = ("channel", *x.axes[1:])
-        domain = REAL if self.bias is not None else _weighed(x.domain, self.weight)
-        return Value((self.weight.shape[0], *x.shape[1:]), axes, _linear_time(x.time, self.bias), domain)
-
-
-def _weighed(domain: Domain, weight: Weight) -> Domain:
-    """Domain behind a weight of zeros and one positive number: it copies, or adds, integers."""
-    stored = weight.data if weight.values is None else weight.values.reshape(-1)
-    if domain.maximum is None or stored is None or len({*stored[:64].tolist(), 0.0}) > 2:
-        return REAL  # decided by the first few numbers of nearly every weight
-    levels = np.unique(stored[stored != 0])
-    if levels.size != 1 or levels[0] <= 0:
-        return REAL
-    terms = int(np.count_nonzero(weight.array(), axis=1).max())
-    return count(domain.scale * float(levels[0]), domain.maximum * terms)
-
-
-def _window(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
-    span = size + 2 * padding - dilation * (kernel - 1) - 1
-    if span < 0:
-        raise ValueError(f"a window of {kernel} (dilation {dilation}) does not fit {size} + 2*{padding}")
-    out = (-(-span // stride) if ceil else span // stride) + 1
-    if ceil and (out - 1) * stride >= size + padding:
-        out -= 1  # PyTorch drops a window that would start in the right padding
-    return out
+        domain = REAL if self.bias is not None else weighed_domain(x.domain, self.weight)
+        return Value((self.weight.shape[0], *x.shape[1:]), axes, weighed_time(x.time, self.bias), domain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +111,11 @@ class Conv(Op):
             raise ValueError(
                 f"{self.weight.shape[0]} output channels do not divide into {self.groups} groups"
             )
-        _bias_shape(self.bias, self.weight.shape[0], steps)
+        check_bias(self.bias, self.weight.shape[0], steps)
         windows = zip(x.shape[1:], kernel, self.stride, self.padding, self.dilation, strict=True)
-        spatial = tuple(_window(n, k, s, p, d) for n, k, s, p, d in windows)
+        spatial = tuple(window_count(n, k, s, p, d) for n, k, s, p, d in windows)
         axes = ("channel", *x.axes[1:])
-        return Value((self.weight.shape[0], *spatial), axes, _linear_time(x.time, self.bias))
+        return Value((self.weight.shape[0], *spatial), axes, weighed_time(x.time, self.bias))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +187,7 @@ class MaxPool(Op):
         if len(self.kernel) != len(x.shape) - 1:
             raise ValueError(f"a {len(self.kernel)}-d window does not take {x.shape}")
         windows = zip(x.shape[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        spatial = tuple(_window(n, k, s, p, d, self.ceil_mode) for n, k, s, p, d in windows)
+        spatial = tuple(window_count(n, k, s, p, d, self.ceil_mode) for n, k, s, p, d in windows)
         return Value((x.shape[0], *spatial), x.axes, x.time, x.domain)
 
 
@@ -234,20 +206,14 @@ class AvgPool(Op):
         if len(self.kernel) != len(x.shape) - 1:
             raise ValueError(f"a {len(self.kernel)}-d window does not take {x.shape}")
         windows = zip(x.shape[1:], self.kernel, self.stride, self.padding, strict=True)
-        spatial = tuple(_window(n, k, s, p, 1, self.ceil_mode) for n, k, s, p in windows)
+        spatial = tuple(window_count(n, k, s, p, 1, self.ceil_mode) for n, k, s, p in windows)
         even = not self.ceil_mode and (self.count_include_pad or not any(self.padding))
         return Value(
             (x.shape[0], *spatial),
             x.axes,
             x.time,
-            _sum(x.domain, int(np.prod(self.kernel)), True) if even else REAL,
+            summed(x.domain, int(np.prod(self.kernel)), True) if even else REAL,
         )
-
-
-def _sum(domain: Domain, terms: int, mean: bool) -> Domain:
-    if domain.maximum is None:
-        return REAL
-    return count(domain.scale / terms if mean else domain.scale, domain.maximum * terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,18 +231,7 @@ class Reduce(Op):
         terms = int(np.prod([x.shape[a] for a in self.over]))
         keep = [i for i in range(len(x.shape)) if self.keepdims or i not in self.over]
         shape = tuple(1 if i in self.over else x.shape[i] for i in keep)
-        return Value(shape, tuple(x.axes[i] for i in keep), x.time, _sum(x.domain, terms, self.mean))
-
-
-def _broadcast(a: Value, b: Value) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    if len(a.shape) != len(b.shape) or any(
-        m != n and 1 not in (m, n) for m, n in zip(a.shape, b.shape, strict=True)
-    ):
-        raise ValueError(f"{a.shape} and {b.shape} do not broadcast")
-    shape = tuple(n if m == 1 else m for m, n in zip(a.shape, b.shape, strict=True))
-    return shape, tuple(
-        y if m == 1 and n != 1 else x for x, y, m, n in zip(a.axes, b.axes, a.shape, b.shape, strict=True)
-    )
+        return Value(shape, tuple(x.axes[i] for i in keep), x.time, summed(x.domain, terms, self.mean))
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +242,7 @@ class Add(Op):
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         a, b = inputs
-        shape, axes = _broadcast(a, b)
+        shape, axes = broadcast(a, b)
         domain = REAL
         if a.domain.maximum is not None and b.domain.maximum is not None and a.domain.scale == b.domain.scale:
             domain = count(a.domain.scale, a.domain.maximum + b.domain.maximum)
@@ -302,14 +257,8 @@ class Mul(Op):
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         a, b = inputs
-        shape, axes = _broadcast(a, b)
-        return Value(shape, axes, join_time([a.time, b.time]), _product(a.domain, b.domain, 1))
-
-
-def _product(a: Domain, b: Domain, terms: int) -> Domain:
-    if a.maximum is None or b.maximum is None:
-        return REAL
-    return count(a.scale * b.scale, a.maximum * b.maximum * terms)
+        shape, axes = broadcast(a, b)
+        return Value(shape, axes, join_time([a.time, b.time]), multiplied(a.domain, b.domain, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +294,7 @@ class MatMul(Op):
     def infer(self, inputs: list[Value], steps: int) -> Value:
         a, b = inputs
         shape, axes, terms = getattr(self, f"_{self.over}")(a, b)
-        return Value(shape, axes, join_time([a.time, b.time]), _product(a.domain, b.domain, terms))
+        return Value(shape, axes, join_time([a.time, b.time]), multiplied(a.domain, b.domain, terms))
 
     def _heads(self, value: Value, heads: tuple[int, ...]) -> None:
         if sum(heads) != value.shape[0]:
@@ -443,7 +392,7 @@ class Readout(Op):
         (x,) = inputs
         if x.time == "final":
             raise ValueError("a readout over time is fed a value without time")
-        domain = x.domain if self.mode == "last" else _sum(x.domain, steps, self.mode == "mean")
+        domain = x.domain if self.mode == "last" else summed(x.domain, steps, self.mode == "mean")
         return Value(x.shape, x.axes, "final", domain)
 
 
