@@ -23,6 +23,7 @@ test: $(BIN)/.ok
 
 bench: $(BIN)/.ok
 	$(BIN)/python benchmarks/export_onnx.py
+	$(BIN)/python benchmarks/trace_large.py
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .
