@@ -330,8 +330,9 @@ def test_a_folder_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFix
 def test_an_interrupted_export_leaves_nothing(folder: Path) -> None:
     """SIGINT while the file is being written: the write is held open, then the signal arrives."""
     code = (
-        "import pathlib, sys, time, stdeploy.files as files\n"
+        "import pathlib, signal, sys, time, stdeploy.files as files\n"
         "from stdeploy.cli.app import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits its neglect\n"
         "def slow(handle):\n"
         "    pathlib.Path('writing').touch()\n"
         "    time.sleep(60)\n"
