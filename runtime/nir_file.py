@@ -13,6 +13,7 @@ import nir
 import numpy as np
 
 from stdeploy.errors import UserError
+from stdeploy.graph.execution import batch_size
 from stdeploy.graph.weight import Array
 
 METADATA_KEY = "stdeploy"
@@ -73,17 +74,7 @@ class NirFile:
         """
         array = np.asarray(inputs, dtype=np.float32)
         layout, shape = self.input["layout"], list(self.input["shape"])
-        outer: dict[str, list[Any]] = {"B": ["B"], "BT": ["B", self.steps], "TB": [self.steps, "B"]}
-        wanted = [*outer[layout], *shape]
-        fits = len(wanted) == array.ndim and all(
-            w in ("B", n) for w, n in zip(wanted, array.shape, strict=True)
-        )
-        if not fits:
-            got = "x".join(str(n) for n in array.shape)
-            raise UserError(
-                f"the input has shape {got}, the model takes {'x'.join(str(w) for w in wanted)}",
-                hint="B is the batch size",
-            )
+        batch_size(array, layout, shape, self.steps)
         if layout == "BT":
             array = np.swapaxes(array, 0, 1)
         lead = array.shape[: 1 if layout == "B" else 2]

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from stdeploy.errors import UserError
+from stdeploy.graph.execution import batch_size
 from stdeploy.graph.weight import Array
 
 OWN = "own:"
@@ -84,18 +85,7 @@ class OnnxFile:
         contract = self.contract
         if not contract:
             return int(array.shape[0]) if array.ndim else 1
-        outer: dict[str, list[Any]] = {"B": ["B"], "BT": ["B", self.steps], "TB": [self.steps, "B"]}
-        wanted = [*outer[contract["layout"]], *contract["shape"]]
-        fits = len(wanted) == array.ndim and all(
-            w in ("B", n) for w, n in zip(wanted, array.shape, strict=True)
-        )
-        if not fits:
-            got = "x".join(str(n) for n in array.shape)
-            raise UserError(
-                f"the input has shape {got}, the model takes {'x'.join(str(w) for w in wanted)}",
-                hint="B is the batch size",
-            )
-        return int(array.shape[wanted.index("B")])
+        return batch_size(array, contract["layout"], contract["shape"], self.steps)
 
     def rewritten(self, forced: Iterable[str] = ()) -> onnx.ModelProto:
         """The model with every neuron layer's spikes as outputs.

@@ -45,11 +45,6 @@ class Talk:
         if not self.quiet:
             self._log.print(Text(text))
 
-    def detail(self, text: str) -> None:
-        """A remark for -v."""
-        if self.verbose:
-            self.log(text)
-
     def document(self, content: dict[str, Any]) -> None:
         """The JSON form of the result, where --json asks for it."""
         if self.json_file is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from stdeploy.errors import UserError
 from stdeploy.graph.weight import Array
 
 
@@ -39,3 +40,19 @@ class Executor(Protocol):
         of what the neuron computed.
         """
         ...
+
+
+def batch_size(inputs: Array, layout: str, shape: Sequence[int], steps: int) -> int:
+    """B of a batch in an Input's layout; `shape` is one sample's, without T and B.
+
+    Raises UserError that names the expected shape where `inputs` do not have it.
+    """
+    outer: dict[str, list[int | None]] = {"B": [None], "BT": [None, steps], "TB": [steps, None]}
+    wanted = [*outer[layout], *shape]
+    if len(wanted) != inputs.ndim or any(
+        w not in (None, n) for w, n in zip(wanted, inputs.shape, strict=True)
+    ):
+        got = "x".join(str(n) for n in inputs.shape)
+        takes = "x".join("B" if w is None else str(w) for w in wanted)
+        raise UserError(f"the input has shape {got}, the model takes {takes}", hint="B is the batch size")
+    return int(inputs.shape[wanted.index(None)])

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stdeploy.errors import UserError
 from stdeploy.graph import ops
-from stdeploy.graph.execution import Execution
+from stdeploy.graph.execution import Execution, batch_size
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.value import Value
 from stdeploy.graph.weight import Array
@@ -54,16 +54,7 @@ def steps_first(node: Node, inputs: Array, steps: int) -> Array:
     op = node.op
     if not isinstance(op, ops.Input):
         raise TypeError(f"{node.name} is not an Input")
-    expected = {"B": ("B", *op.shape), "BT": ("B", steps, *op.shape), "TB": (steps, "B", *op.shape)}[
-        op.layout
-    ]
-    fits = inputs.ndim == len(expected) and all(
-        e in ("B", n) for e, n in zip(expected, inputs.shape, strict=True)
-    )
-    if not fits:
-        wanted = "x".join(str(e) for e in expected)
-        got = "x".join(str(n) for n in inputs.shape)
-        raise UserError(f"the input has shape {got}, the model takes {wanted}", hint="B is the batch size")
+    batch_size(inputs, op.layout, op.shape, steps)
     return np.swapaxes(inputs, 0, 1) if op.layout == "BT" else inputs
 
 
