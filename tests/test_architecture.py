@@ -18,10 +18,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stdeploy.trace": {"stdeploy.graph", "stdeploy.errors"},
     "stdeploy.models": {"stdeploy.errors"},
     "stdeploy.compress": {"stdeploy.models", "stdeploy.errors", "stdeploy.checkpoint", "stdeploy.files"},
+    "stdeploy.energy": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files", "stdeploy.pairing"},
     "stdeploy.exporters": {"stdeploy.graph", "stdeploy.passes", "stdeploy.errors", "stdeploy.files"},
     "stdeploy.runtime": {"stdeploy.graph", "stdeploy.exporters", "stdeploy.errors", "stdeploy.files"},
 }
-TORCH_FREE = ("stdeploy.graph", "stdeploy.passes", "stdeploy.exporters")
+TORCH_FREE = ("stdeploy.graph", "stdeploy.passes", "stdeploy.exporters", "stdeploy.energy")
 
 
 def modules() -> dict[str, Path]:
