@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,33 +45,49 @@ def calibrate_batchnorm(
     return rates
 
 
+class _Seen(Exception):
+    """Ends a forward pass at the layer that was waited for: the layers behind it cost as much again."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def _run_until(model: nn.Module, inputs: Tensor, hooks: list[Any]) -> Tensor | None:
+    """What a hook raised in _Seen, None where none did; the hooks are removed."""
+    try:
+        model(inputs)
+    except _Seen as seen:
+        return seen.value
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
 def _match_statistics(model: nn.Module, norm: nn.Module, inputs: Tensor) -> None:
-    seen: list[Tensor] = []
-    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    model(inputs)
-    handle.remove()
-    if not seen:
+    def see(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _Seen(args[0])
+
+    seen = _run_until(model, inputs, [norm.register_forward_pre_hook(see)])
+    if seen is None:
         raise UserError("a BatchNorm of the model is never called")
-    x = seen[0].transpose(0, 1).flatten(1)
+    x = seen.transpose(0, 1).flatten(1)
     norm.running_mean.copy_(x.mean(1))  # type: ignore[operator]
     norm.running_var.copy_(x.var(1).clamp_min(1e-6))  # type: ignore[operator]
 
 
 def _rate_behind(model: nn.Module, norm_name: str, inputs: Tensor) -> float:
     """Rate of the first neuron layer that is called after the BatchNorm."""
-    rates: list[float] = []
     passed: list[bool] = []
-    norm = model.get_submodule(norm_name)
-    handles = [norm.register_forward_hook(lambda *_: passed.append(True))]
-    handles += [
-        m.register_forward_hook(lambda _m, _a, out: rates.append(float(out.mean())) if passed else None)
-        for m in model.modules()
-        if hasattr(m, "v_threshold")
-    ]
-    model(inputs)
-    for handle in handles:
-        handle.remove()
-    return rates[0] if rates else 1.0
+
+    def see(_module: nn.Module, _args: Any, out: Tensor) -> None:
+        if passed:
+            raise _Seen(out)
+
+    hooks = [model.get_submodule(norm_name).register_forward_hook(lambda *_: passed.append(True))]
+    hooks += [m.register_forward_hook(see) for m in model.modules() if hasattr(m, "v_threshold")]
+    spikes = _run_until(model, inputs, hooks)
+    return 1.0 if spikes is None else float(spikes.mean())
 
 
 @torch.no_grad()
