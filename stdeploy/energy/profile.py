@@ -201,7 +201,7 @@ def parse(name: str, text: str, where: str, *, own: bool = False) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not valid TOML: {error}") from error
     kind = data.get("kind")
-    if kind not in UNITS:
+    if not isinstance(kind, str) or kind not in UNITS:
         raise _fault(where, "kind", f"is {kind!r}", f"one of {', '.join(UNITS)}")
     extra = EXTRA[kind]
     allowed = {"kind", "constants", *TEXTS, *([extra] if extra else [])}
@@ -266,7 +266,7 @@ def _constant(
         raise _fault(where, f"{key}.value", f"is {value!r}", "a number")
     if value <= 0:
         raise _fault(where, f"{key}.value", f"is {value}", "above zero: nothing is free")
-    if unit not in units:
+    if not isinstance(unit, str) or unit not in units:
         raise _fault(where, f"{key}.unit", f"is {unit!r}", f"one of {', '.join(units)}")
     if not isinstance(table.get("includes"), str) or not table["includes"].strip():
         raise _fault(where, f"{key}.includes", "is missing", "say what one operation includes")
