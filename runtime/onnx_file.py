@@ -31,6 +31,15 @@ class Layer:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """One Select: the int64 tensor [lead, 1, count] of the kept positions, lead = `steps` x batch."""
+
+    tensor: str
+    steps: int
+    count: int
+
+
 class OnnxFile:
     """An ONNX file with what its metadata says; UserError where it cannot be read."""
 
@@ -54,6 +63,10 @@ class OnnxFile:
             self.layers = {
                 name: Layer(item["tensor"], item["form"], tuple(item["dims"]), tuple(item["shape"]))
                 for name, item in self._json("neurons", {}).items()
+            }
+            self.selections = {
+                name: Selection(item["tensor"], int(item["steps"]), int(item["count"]))
+                for name, item in self._json("selections", {}).items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -88,37 +101,42 @@ class OnnxFile:
         return batch_size(array, contract["layout"], contract["shape"], self.steps)
 
     def rewritten(self, forced: Iterable[str] = ()) -> onnx.ModelProto:
-        """The model with every neuron layer's spikes as outputs.
+        """The model with every neuron layer's spikes, and every selection's positions, as outputs.
 
-        The layers in `forced` become inputs as well, which their consumers read; what such a layer
+        What is in `forced` becomes an input as well, which its consumers read; what such a layer
         computes itself is then the output `own:<tensor>`.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        tensors = self._observed()
         names = list(forced)
-        unknown = sorted(set(names) - set(self.layers))
+        unknown = sorted(set(names) - set(tensors))
         if unknown:
             raise UserError(f"forced spikes name neurons that the file does not have: {', '.join(unknown)}")
-        replaced = {self.layers[n].tensor for n in names}
+        replaced = {tensors[n][0] for n in names}
         for node in model.graph.node:
             for i, name in enumerate(node.output):
                 if name in replaced:
                     node.output[i] = f"{OWN}{name}"
         have = {o.name for o in model.graph.output}
-        for layer in self.layers.values():
-            if layer.tensor in replaced:
-                value = helper.make_tensor_value_info(layer.tensor, TensorProto.FLOAT, _dims(layer))
-                model.graph.input.append(value)
-            name = self.shown(layer, replaced)
+        for tensor, kind, dims in dict.fromkeys(tensors.values()):
+            if tensor in replaced:
+                model.graph.input.append(helper.make_tensor_value_info(tensor, kind, dims))
+            name = self.shown(tensor, replaced)
             if name not in have:
-                value = helper.make_tensor_value_info(name, TensorProto.FLOAT, _dims(layer))
-                model.graph.output.append(value)
+                model.graph.output.append(helper.make_tensor_value_info(name, kind, dims))
         return model
 
+    def _observed(self) -> dict[str, tuple[str, int, tuple[int | None, ...]]]:
+        """Tensor, element type and shape of every layer's spikes and every selection's positions."""
+        spikes = {n: (x.tensor, TensorProto.FLOAT, (None, *x.dims)) for n, x in self.layers.items()}
+        kept = {n: (x.tensor, TensorProto.INT64, (None, 1, x.count)) for n, x in self.selections.items()}
+        return {**spikes, **kept}
+
     @staticmethod
-    def shown(layer: Layer, replaced: set[str]) -> str:
-        """Tensor in which a rewritten model shows what the layer computed itself."""
-        return f"{OWN}{layer.tensor}" if layer.tensor in replaced else layer.tensor
+    def shown(tensor: str, replaced: set[str]) -> str:
+        """Tensor in which a rewritten model shows what it computed itself for `tensor`."""
+        return f"{OWN}{tensor}" if tensor in replaced else tensor
 
     def to_graph(self, name: str, tensor: Array) -> Array:
         """Spikes of a layer as uint8 [T, B, *shape], from the tensor in the file's form."""
@@ -140,10 +158,16 @@ class OnnxFile:
 
     def forced_feeds(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:
         """Extra inputs of the rewritten model, by tensor name."""
-        return {
-            self.layers[name].tensor: self.from_graph(name, spikes, batch) for name, spikes in forced.items()
-        }
-
-
-def _dims(layer: Layer) -> list[int | None]:
-    return [None, *layer.dims]
+        feeds = {}
+        for name, values in forced.items():
+            if name in self.selections:
+                chosen = self.selections[name]
+                wanted = (chosen.steps, batch, chosen.count)
+                if values.shape != wanted:
+                    raise UserError(
+                        f"forced positions of {name} have shape {values.shape}, the file's {wanted}"
+                    )
+                feeds[chosen.tensor] = np.ascontiguousarray(values, np.int64).reshape(-1, 1, chosen.count)
+            else:
+                feeds[self.layers[name].tensor] = self.from_graph(name, values, batch)
+        return feeds

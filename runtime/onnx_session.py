@@ -51,7 +51,7 @@ class _Executor:
 
     def __init__(self, path: Path | str, *, spikes: bool) -> None:
         self.file = OnnxFile(path)
-        self.spikes = spikes and bool(self.file.layers)
+        self.spikes = spikes and bool(self.file.layers or self.file.selections)
         self._sessions: dict[frozenset[str] | None, Any] = {}
 
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
@@ -72,12 +72,17 @@ class _Executor:
         outputs = {name: results[name] for name in self.file.output_names}
         if key is None:
             return Execution(outputs)
-        replaced = {self.file.layers[name].tensor for name in forced}
+        layers, chosen = self.file.layers, self.file.selections
+        replaced = {(layers[name] if name in layers else chosen[name]).tensor for name in forced}
         spikes = {
-            name: self.file.to_graph(name, results[self.file.shown(layer, replaced)])
-            for name, layer in self.file.layers.items()
+            name: self.file.to_graph(name, results[self.file.shown(layer.tensor, replaced)])
+            for name, layer in layers.items()
         }
-        return Execution(outputs, spikes)
+        selections = {
+            name: results[self.file.shown(kept.tensor, replaced)].reshape(kept.steps, -1, kept.count)
+            for name, kept in chosen.items()
+        }
+        return Execution(outputs, spikes, selections=selections)
 
     def _load(self, model: onnx.ModelProto) -> Any:
         raise NotImplementedError

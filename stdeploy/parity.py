@@ -13,6 +13,7 @@ _LISTED = 20
 """Mismatches printed one by one on a terminal; the JSON form lists many more."""
 
 KINDS = ("rounding", "after a flip", "unexplained")
+SELECTION_KINDS = ("rounding", "tie", "unexplained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,50 @@ class OutputReport:
     reference_unexplained_samples: int
 
 
+@dataclass(frozen=True, slots=True)
+class SelectionMismatch:
+    """One step of one sample for which other tokens are kept (or the same in another order) on the same input.
+
+    `lost` are kept by the reference alone, `gained` by the candidate alone. `margin`: how far apart the exact
+    scores are of what takes each other's place; `bound`: how far float32 may move a score.
+    """
+
+    layer: str
+    step: int
+    sample: int
+    lost: tuple[int, ...]
+    gained: tuple[int, ...]
+    margin: float
+    bound: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionReport:
+    """One selection of tokens; `compared` counts steps times samples.
+
+    `tied`: how often equal scores leave it to the tie rule (the lower index). `explained`, `ties` and
+    `unexplained`: how often the candidate keeps other tokens because of rounding, of a tie, of neither.
+    `reference_ties`: how often the reference breaks a tie otherwise than by the rule.
+    """
+
+    name: str
+    kept: int
+    tokens: int
+    compared: int
+    tied: int
+    explained: int
+    ties: int
+    unexplained: int
+    reference_ties: int
+    reference_unexplained: int
+    largest_margin: float
+
+    @property
+    def mismatches(self) -> int:
+        return self.explained + self.ties + self.unexplained
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything `compare` found; `ok` is False where rounding does not explain a difference."""
@@ -88,6 +133,8 @@ class Report:
     outputs: tuple[OutputReport, ...]
     mismatches: tuple[Mismatch, ...]
     unobserved: tuple[str, ...] = ()
+    selections: tuple[SelectionReport, ...] = ()
+    selection_mismatches: tuple[SelectionMismatch, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -121,6 +168,13 @@ class Report:
                 out.append(
                     f"{layer.name}: {layer.reference_unexplained} spikes of {self.reference} contradict the graph"
                 )
+        for kept in self.selections:
+            for count, who in (
+                (kept.unexplained, f"selections of {self.candidate} are wrong"),
+                (kept.reference_unexplained, f"selections of {self.reference} contradict the graph"),
+            ):
+                if count:
+                    out.append(f"{kept.name}: {count} {who}")
         for output in self.outputs:
             for count, who in (
                 (output.reference_unexplained_samples, f"{self.reference} contradicts the graph"),
@@ -130,17 +184,21 @@ class Report:
                 if count:
                     out.append(f"{output.label}: {who} beyond rounding in {count} samples")
         if self.unobserved:
-            out.append(f"{self.candidate} shows no spikes of {', '.join(self.unobserved)}")
+            out.append(f"{self.candidate} shows no spikes or selections of {', '.join(self.unobserved)}")
         return out
 
     @property
     def warnings(self) -> list[str]:
         """What makes the comparison weaker than it looks."""
-        return [
+        found = [
             f"{layer.name} {'never fires' if layer.firing_rate == 0 else 'fires at every step'} on these inputs"
             for layer in self.layers
             if layer.firing_rate in (0.0, 1.0)
         ]
+        for kept in self.selections:
+            if kept.ties or kept.reference_ties:
+                found.append(f"{kept.name}: ties were broken otherwise than by the lower index")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; membranes and bounds in the model's membrane units, rates in spikes per neuron and step."""
@@ -158,6 +216,11 @@ class Report:
         """One line: candidate, samples, mismatches, largest output difference, agreement."""
         parts = [f"{self.candidate}, {self.samples} inputs"]
         parts.append(f"{self.spike_mismatches:,} of {self.spikes_compared:,} spikes differ")
+        if self.selections:
+            differ, total = (
+                sum(n) for n in zip(*((s.mismatches, s.compared) for s in self.selections), strict=True)
+            )
+            parts.append(f"{differ:,} of {total:,} selections differ")
         for output in self.outputs:
             parts.append(f"max|d| {output.max_difference:.1e}")
             if output.samples:
@@ -216,6 +279,19 @@ class Report:
             lines.append(
                 f"  {m.layer}({unit}) t={m.step} sample {m.sample}: {m.reference} became {m.candidate}, "
                 f"h-θ = {m.distance:+.2e}, bound {m.bound:.1e}: {m.kind}"
+            )
+        for kept in self.selections:
+            lines.append(
+                f"{kept.name} keeps {kept.kept} of {kept.tokens} tokens: {kept.compared:,} compared, "
+                f"{kept.mismatches:,} differ ({kept.explained:,} rounding, {kept.ties:,} ties, "
+                f"{kept.unexplained + kept.reference_unexplained:,} wrong); {kept.tied:,} left to the tie rule"
+            )
+        for s in self.selection_mismatches[:limit]:
+            lost, gained = (",".join(str(i) for i in tokens) or "none" for tokens in (s.lost, s.gained))
+            swapped = f"tokens {lost} became {gained}" if s.lost else "the order of the tokens changed"
+            lines.append(
+                f"  {s.layer} t={s.step} sample {s.sample}: {swapped}, "
+                f"scores {s.margin:.2e} apart, bound {s.bound:.1e}: {s.kind}"
             )
         if self.spike_mismatches > limit:
             lines.append(f"  ... {self.spike_mismatches - limit} more (--json lists up to 1000 a layer)")

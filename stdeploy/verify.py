@@ -19,11 +19,13 @@ import numpy as np
 from stdeploy.errors import ParityError, UserError
 from stdeploy.graph.execution import Execution, Executor
 from stdeploy.graph.graph import Graph
-from stdeploy.graph.ops import Input, Neuron, Output
+from stdeploy.graph.ops import Input, Neuron, Output, Select
 from stdeploy.graph.rounding import Bounded, Drives, drives, membrane
+from stdeploy.graph.selection import shared
 from stdeploy.graph.weight import Array
 from stdeploy.pairing import Pair, neuron_of, pairs, select, take, threshold_of
 from stdeploy.parity import KINDS, LayerReport, Mismatch, OutputReport, Report
+from stdeploy.selection_parity import selection_totals
 
 MEMORY_BYTES = 1 << 30
 """Working set that `compare` chooses its batch for."""
@@ -88,7 +90,7 @@ def compare_all(
     for start in range(0, samples, size):
         part = np.take(inputs, range(start, min(start + size, samples)), axis=axis).astype(np.float32)
         wanted = reference.run(part)
-        exact = drives(graph, part, wanted.spikes)
+        exact = drives(graph, part, wanted.spikes, wanted.selections)
         for comparison, candidate in zip(comparisons, candidates, strict=True):
             comparison.add(wanted, exact, candidate, part, start)
         if progress is not None:
@@ -148,6 +150,8 @@ class _Comparison:
         }
         self.mismatches: list[Mismatch] = []
         self.outputs: dict[str, _OutputTotals] = {}
+        self.selections = selection_totals(graph)
+        self.same = shared(graph)
         self.unobserved: set[str] = set()
         self.samples = 0
 
@@ -158,9 +162,12 @@ class _Comparison:
             for p in self.pairs
             if p.exported is not None and p.source.name in wanted.spikes
         }
+        kept = {n.name for n in self.exported.of(Select)}
+        forced |= {n: p for n, p in wanted.selections.items() if n in kept}
         taught = candidate.run(inputs, forced)
         free = candidate.run(inputs)
         flipped = np.zeros(inputs.shape[batch_axis(self.graph)], dtype=bool)
+        self._selections(wanted, exact, taught, kept, start, flipped)
         for pair in self.pairs:
             flipped |= self._layer(
                 pair, wanted.spikes[pair.source.name], taught, exact.neurons[pair.source.name], start
@@ -170,6 +177,21 @@ class _Comparison:
                 totals = self.outputs.setdefault(node.op.label, _OutputTotals(node.op.layout))
                 totals.add(node.op.label, wanted, taught, free, exact.outputs[node.op.label], flipped)
         self.samples += len(flipped)
+
+    def _selections(
+        self, wanted: Execution, exact: Drives, taught: Execution, kept: set[str], start: int, flipped: Array
+    ) -> None:
+        """Compare which tokens are kept on one batch; marks the samples that differ in `flipped`."""
+        for name, totals in self.selections.items():
+            left = [n for n, first in self.same.items() if first == name and n in kept]
+            if not left:
+                continue  # passes found that nothing reads it
+            if left[0] not in taught.selections or name not in wanted.selections:
+                self.unobserved.add(name)
+                continue
+            flipped |= totals.add(
+                exact.scores[name], wanted.selections[name], taught.selections[left[0]], start
+            )
 
     def _layer(self, pair: Pair, spikes: Array, taught: Execution, drive: Bounded, start: int) -> Array:
         """Compare one neuron layer on one batch; returns which samples differ in it."""
@@ -269,6 +291,8 @@ class _Comparison:
             outputs=tuple(t.report(label, labels) for label, t in self.outputs.items()),
             mismatches=tuple(self.mismatches),
             unobserved=tuple(sorted(self.unobserved)),
+            selections=tuple(t.report() for t in self.selections.values() if t.compared),
+            selection_mismatches=tuple(m for t in self.selections.values() for m in t.mismatches),
         )
 
 

@@ -281,7 +281,16 @@ def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Signal]) -> Si
     return counts.scaled(product.factor * math.prod(d.scale for d in domains))
 
 
+def _select(low: Lowering, node: Node, op: ops.Select, args: list[Signal]) -> Signal:
+    raise Refusal(
+        "it keeps the tokens with the best scores: NIR's edges do not depend on values",
+        "--target onnx takes it",
+    )
+
+
 def _flatten(low: Lowering, node: Node, op: ops.Flatten, args: list[Signal]) -> Signal:
+    if op.tokens and area(args[0].shape) > 1:
+        raise Refusal("it lists the positions of a map as tokens")
     return replace(args[0], flat=area(args[0].shape) > 1)
 
 
@@ -337,6 +346,7 @@ LOWER: dict[type[ops.Op], Callable[[Lowering, Node, Any, list[Signal]], Signal]]
     ops.Flatten: _flatten,
     ops.Concat: _concat,
     ops.Slice: _slice,
+    ops.Select: _select,
     ops.Readout: _readout,
     ops.Output: _output,
 }

@@ -15,8 +15,10 @@ from stdeploy.exporters.onnx.check import Options, offenders
 from stdeploy.exporters.onnx.lower import EMIT
 from stdeploy.exporters.onnx.model import build_model, serialise, write
 from stdeploy.graph.graph import Graph
+from stdeploy.graph.ops import Select
 
 SUFFIX = ".onnx"
+TIES = "of tokens with equal scores the one with the lower index is kept; torch.topk leaves that undefined"
 
 
 def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:
@@ -39,5 +41,9 @@ def export(graph: Graph, path: Path | str, options: Mapping[str, Any] | None = N
     model = build_model(graph, parsed)
     size = write(serialise(model), Path(path))
     nodes = len(model.graph.node)
-    notes = (f"opset {parsed.opset}, float32, {nodes} nodes, T = {graph.steps} steps unrolled",)
+    notes: tuple[str, ...] = (
+        f"opset {parsed.opset}, float32, {nodes} nodes, T = {graph.steps} steps unrolled",
+    )
+    if graph.of(Select):
+        notes += (TIES,)
     return Artifact(Path(path), "onnx", size, notes, {"opset": parsed.opset, "nodes": nodes})

@@ -42,6 +42,15 @@ class Emitter:
         attributes = {"num_outputs": count} if isinstance(sizes, int) and self.opset >= 18 else {}
         return self._append("Split", inputs, name, outputs, {"axis": axis, **attributes})
 
+    def topk(self, x: str, count: int, name: str, *, largest: bool = True) -> tuple[str, str]:
+        """The best `count` along the last axis, best first, and their indices."""
+        outputs = [self.fresh(f"{name}/{part}") for part in ("scores", "tokens")]
+        attributes = {"axis": -1, "largest": int(largest), "sorted": 1}
+        values, indices = self._append(
+            "TopK", [x, self.integers([count])], f"{name}/topk", outputs, attributes
+        )
+        return values, indices
+
     def reduce(self, kind: str, x: str, axes: Sequence[int], keepdims: bool, name: str) -> str:
         """ReduceSum or ReduceMean; the mean takes its axes as an input only from opset 18 on."""
         if kind == "ReduceMean" and self.opset < 18:

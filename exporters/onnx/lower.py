@@ -14,6 +14,7 @@ from stdeploy.exporters.onnx.emitter import Emitter
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
 from stdeploy.exporters.onnx.neuron import emit_neuron
 from stdeploy.exporters.onnx.pool import emit_avgpool, emit_maxpool
+from stdeploy.exporters.onnx.select import Selections
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.weight import Array
@@ -28,6 +29,7 @@ class Lowering:
         self.layouts = Layouts(self.emitter, graph.steps)
         self.values: dict[str, Lowered] = {}
         self.outputs: dict[str, str] = {}
+        self.selections = Selections(self.layouts)
 
     def run(self) -> None:
         """Lower every node; the input and the outputs keep their public names."""
@@ -131,8 +133,10 @@ def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Lowered]) -> L
 
 def _flatten(low: Lowering, node: Node, op: ops.Flatten, args: list[Lowered]) -> Lowered:
     (x,) = args
+    if op.tokens and x.native == "last":  # rows are positions either way
+        return Lowered(node.value, {"last": x.tensors["last"]})
     tensor = low.layouts.read(x, "first", node.name)
-    if len(x.value.shape) == 1:
+    if len(x.value.shape) == len(node.value.shape):
         return Lowered(node.value, {"first": tensor})
     return Lowered(node.value, {"first": low.emitter.reshape(tensor, (-1, *node.value.shape), node.name)})
 
@@ -205,6 +209,7 @@ EMIT: dict[type[ops.Op], Callable[[Lowering, Node, Any, list[Lowered]], Lowered]
     ops.Flatten: _flatten,
     ops.Concat: _concat,
     ops.Slice: _slice,
+    ops.Select: lambda low, node, op, args: low.selections.emit(node, op, *args),
     ops.Readout: _readout,
     ops.Output: _output,
 }

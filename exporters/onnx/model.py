@@ -100,6 +100,10 @@ def metadata(graph: Graph, low: Lowering, op: Input) -> dict[str, Any]:
         for node in graph.outputs
         if isinstance(node.op, Output)
     }
+    selections = {
+        name: {"tensor": tensor, "steps": graph.steps if step else 1, "count": graph[name].value.shape[1]}
+        for name, (tensor, step) in low.selections.tensors.items()
+    }
     known = {key: value for key, value in graph.metadata.items() if value is not None}
     return {
         **known,
@@ -108,6 +112,7 @@ def metadata(graph: Graph, low: Lowering, op: Input) -> dict[str, Any]:
         "input": contract,
         "outputs": outputs,
         "neurons": neurons,
+        **({"selections": selections} if selections else {}),
         "state": "every call starts from reset membranes",
     }
 

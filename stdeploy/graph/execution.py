@@ -18,11 +18,14 @@ class Execution:
     `spikes`: by neuron node name, `[T, B, *value.shape]`, what each neuron computed itself, also where
     its consumers were fed forced spikes.
     `membranes`: where asked for, the charged membrane h before firing, same shape.
+    `selections`: by Select node name the token positions it chose itself, int64 `[T, B, count]` (`[1, B, count]`
+    where it is not chosen anew at every step).
     """
 
     outputs: dict[str, Array]
     spikes: dict[str, Array] = field(default_factory=dict)
     membranes: dict[str, Array] = field(default_factory=dict)
+    selections: dict[str, Array] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -37,7 +40,7 @@ class Executor(Protocol):
         """Run a batch given in the Input's layout.
 
         `forced` (teacher forcing): spikes `[T, B, *shape]` by neuron name that consumers read instead
-        of what the neuron computed.
+        of what the neuron computed, and token positions by Select name that it keeps instead of its own.
         """
         ...
 

@@ -13,6 +13,7 @@ from stdeploy.errors import UserError
 from stdeploy.graph import ops
 from stdeploy.graph.execution import Execution, batch_size
 from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.selection import pick, ranked, score_domain
 from stdeploy.graph.value import Value
 from stdeploy.graph.weight import Array
 
@@ -58,6 +59,25 @@ def steps_first(node: Node, inputs: Array, steps: int) -> Array:
     return np.swapaxes(inputs, 0, 1) if op.layout == "BT" else inputs
 
 
+def check_forced(graph: Graph, forced: Mapping[str, Array]) -> None:
+    """UserError where `forced` names what is neither a neuron nor a Select of the graph."""
+    known = {n.name for n in graph if isinstance(n.op, ops.Neuron | ops.Select)}
+    unknown = sorted(set(forced) - known)
+    if unknown:
+        raise UserError(f"forced spikes name neurons that the graph does not have: {', '.join(unknown)}")
+
+
+def forced_selection(node: Node, positions: Array) -> Array:
+    """Forced positions `[T or 1, B, count]` as they are; UserError where a Select cannot keep them."""
+    array = np.asarray(positions)
+    op = node.op
+    if not isinstance(op, ops.Select):
+        raise TypeError(f"{node.name} is not a Select")
+    if array.ndim != 3 or array.shape[2] != op.count:
+        raise UserError(f"forced positions of {node.name} have shape {array.shape}, it keeps {op.count}")
+    return array
+
+
 @dataclass
 class _Run:
     interpreter: Interpreter
@@ -69,12 +89,11 @@ class _Run:
     spikes: dict[str, list[Array]] = field(default_factory=dict)
     membranes: dict[str, list[Array]] = field(default_factory=dict)
     outputs: dict[str, list[Array]] = field(default_factory=dict)
+    selections: dict[str, list[Array]] = field(default_factory=dict)
 
     def execute(self) -> Execution:
         graph = self.interpreter.graph
-        unknown = sorted(set(self.forced) - {n.name for n in graph.neurons})
-        if unknown:
-            raise UserError(f"forced spikes name neurons that the graph does not have: {', '.join(unknown)}")
+        check_forced(graph, self.forced)
         self._evaluate("static", self.static, 0)
         for t in range(graph.steps):
             self._evaluate("step", dict(self.static), t)
@@ -84,6 +103,7 @@ class _Run:
             outputs={label: self._stack_output(label, parts) for label, parts in self.outputs.items()},
             spikes={name: np.stack(parts) for name, parts in self.spikes.items()},
             membranes={name: np.stack(parts) for name, parts in self.membranes.items()},
+            selections={name: np.stack(parts) for name, parts in self.selections.items()},
         )
 
     def _stack_output(self, label: str, parts: list[Array]) -> Array:
@@ -115,10 +135,22 @@ class _Run:
             return np.asarray(value, dtype=dtype)[None]
         if isinstance(op, ops.Neuron):
             return self._fire(node, op, args[0], t)
+        if isinstance(op, ops.Select):
+            return self._select(node, op, args[0], args[1], t)
         if isinstance(op, ops.Output):
             self.outputs.setdefault(op.label, []).append(args[0])
             return args[0]
         return EVALUATE[type(op)](op, args, dtype, t)
+
+    def _select(self, node: Node, op: ops.Select, x: Array, scores: Array, t: int) -> Array:
+        """The tokens that the scores choose; consumers get the forced ones where there are any."""
+        batch = max(x.shape[0], scores.shape[0])
+        domain = score_domain(self.interpreter.graph, node)
+        own = ranked(op, scores.reshape(scores.shape[0], -1), domain)
+        self.selections.setdefault(node.name, []).append(np.broadcast_to(own, (batch, op.count)))
+        if node.name not in self.forced:
+            return pick(x, own)
+        return pick(x, forced_selection(node, self.forced[node.name])[t])
 
     def _readout(self, node: Node, x: Array, t: int) -> None:
         op, steps = node.op, self.interpreter.graph.steps
@@ -310,7 +342,7 @@ EVALUATE: dict[type[ops.Op], Callable[[Any, list[Array], Any, int], Array]] = {
     ops.Mul: lambda op, a, dt, t: a[0] * a[1],
     ops.Scale: lambda op, a, dt, t: a[0] * dt.type(op.factor),
     ops.MatMul: _matmul,
-    ops.Flatten: lambda op, a, dt, t: a[0].reshape(a[0].shape[0], -1),
+    ops.Flatten: lambda op, a, dt, t: a[0].reshape(*a[0].shape[: 2 if op.tokens else 1], -1),
     ops.Concat: lambda op, a, dt, t: np.concatenate(_same_batch(a), axis=op.axis + 1),
     ops.Slice: lambda op, a, dt, t: a[0][(slice(None),) * (op.axis + 1) + (slice(op.start, op.stop),)],
 }

@@ -335,11 +335,17 @@ class MatMul(Op):
 
 @dataclass(frozen=True, eq=False)
 class Flatten(Op):
-    """y[i] = x at row-major index i of all axes."""
+    """y[i] = x at row-major index i of all axes; `tokens`: y[c, i], of all axes but the first."""
+
+    tokens: bool = False
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         (x,) = inputs
-        return Value((int(np.prod(x.shape)),), ("channel",), x.time, x.domain)
+        if not self.tokens:
+            return Value((int(np.prod(x.shape)),), ("channel",), x.time, x.domain)
+        if not x.shape:
+            raise ValueError("a scalar has no channels")
+        return Value((x.shape[0], int(np.prod(x.shape[1:]))), (x.axes[0], "token"), x.time, x.domain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,6 +386,34 @@ class Slice(Op):
             raise ValueError(f"[{self.start}:{self.stop}] is not within axis {self.axis} of {x.shape}")
         shape = tuple(self.stop - self.start if i == self.axis else n for i, n in enumerate(x.shape))
         return Value(shape, x.axes, x.time, x.domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Op):
+    """y[c, j] = x[c, i_j]: the `count` tokens of x [C, N] with the best scores, the second input (N numbers).
+
+    i_1, i_2, ... go from the highest score down (`largest`; else from the lowest up); of equal scores the lower
+    index comes first. `order` "index" then sorts them by position. Scores whose domain counts are compared
+    as their integers: rounding decides nothing. Chosen anew at every step where the scores are per step.
+    Source: STATA, Zhuge et al., ICML 2024, section 4.2.
+    """
+
+    arity: ClassVar[int] = 2
+    count: int
+    largest: bool = True
+    order: Literal["score", "index"] = "score"
+
+    def infer(self, inputs: list[Value], steps: int) -> Value:
+        x, scores = inputs
+        if len(x.shape) != 2:
+            raise ValueError(f"{x.shape} are not channels and tokens")
+        if int(np.prod(scores.shape)) != x.shape[1]:
+            raise ValueError(f"scores {scores.shape} are not one for each of {x.shape[1]} tokens")
+        if not 1 <= self.count <= x.shape[1]:
+            raise ValueError(f"{self.count} of {x.shape[1]} tokens cannot be kept")
+        if self.order not in ("score", "index"):
+            raise ValueError(f"unknown order {self.order!r}")
+        return Value((x.shape[0], self.count), x.axes, join_time([x.time, scores.time]), x.domain)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ import numpy as np
 from stdeploy.errors import UserError
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
-from stdeploy.graph.interpreter import EVALUATE, steps_first
+from stdeploy.graph.interpreter import EVALUATE, forced_selection, steps_first
+from stdeploy.graph.selection import pick, ranked, score_domain
 from stdeploy.graph.value import Domain
 from stdeploy.graph.weight import Array, Weight
 
@@ -43,24 +44,34 @@ class Bounded:
 
 @dataclass(frozen=True, eq=False)
 class Drives:
-    """What reaches every neuron (`[T, B, *shape]` by name) and every output (the Output's layout, by label)."""
+    """What reaches every neuron (`[T, B, *shape]` by name) and every output (the Output's layout, by label).
+
+    `scores`: `[T or 1, B, N]` what every Select chooses by, by its name.
+    """
 
     neurons: dict[str, Bounded]
     outputs: dict[str, Bounded]
+    scores: dict[str, Bounded]
 
 
 def drives(
-    graph: Graph, inputs: Array, spikes: Mapping[str, Array], *, roundoff: float = FLOAT32_ROUNDOFF
+    graph: Graph,
+    inputs: Array,
+    spikes: Mapping[str, Array],
+    selections: Mapping[str, Array] | None = None,
+    *,
+    roundoff: float = FLOAT32_ROUNDOFF,
 ) -> Drives:
     """Every neuron's and output's input in float64, with its error bound, when neurons emit `spikes`.
 
-    `inputs` in the Input's layout; `spikes` `[T, B, *shape]` for every neuron of the graph. Raises
+    `inputs` in the Input's layout; `spikes` `[T, B, *shape]` for every neuron of the graph; `selections`
+    `[T or 1, B, count]` the tokens that a Select keeps (without: those that its exact scores choose). Raises
     UserError where a neuron has no spikes or the input's shape does not fit.
     """
     missing = [n.name for n in graph.neurons if n.name not in spikes]
     if missing:
         raise UserError(f"no spikes are given for {', '.join(missing)}")
-    return _Walk(graph, np.asarray(inputs), spikes, roundoff).execute()
+    return _Walk(graph, np.asarray(inputs), spikes, selections or {}, roundoff).execute()
 
 
 def membrane(op: ops.Neuron, drive: Bounded, spikes: Array, *, roundoff: float = FLOAT32_ROUNDOFF) -> Bounded:
@@ -129,6 +140,7 @@ class _Walk:
     graph: Graph
     inputs: Array
     spikes: Mapping[str, Array]
+    selections: Mapping[str, Array]
     roundoff: float
     static: dict[str, _Value] = field(default_factory=dict)
     read: dict[str, list[_Value]] = field(default_factory=dict)
@@ -153,7 +165,8 @@ class _Walk:
                     if op.layout == "B"
                     else _stack(values, 0 if op.layout == "TB" else 1)
                 )
-        return Drives(neurons, outputs)
+        scores = {n.name: _stack(self.seen[n.name], 0) for n in graph.of(ops.Select)}
+        return Drives(neurons, outputs, scores)
 
     def _evaluate(self, time: str, values: dict[str, _Value], t: int) -> None:
         for node in self.graph:
@@ -177,10 +190,24 @@ class _Walk:
         if isinstance(op, ops.Output):
             self.seen.setdefault(node.name, []).append(args[0])
             return args[0]
+        if isinstance(op, ops.Select):
+            return self._select(node, op, args[0], args[1], t)
         y = EVALUATE[type(op)](op, [a.x for a in args], _F64, t)
         if _exact(node.value.domain) and all(a.error is None for a in args):
             return _Value(y, None)
         return _Value(y, self._error(node, args, y, t))
+
+    def _select(self, node: Node, op: ops.Select, x: _Value, scores: _Value, t: int) -> _Value:
+        """The kept tokens with their errors; the scores are noted, one row a sample."""
+        batch = max(x.x.shape[0], scores.x.shape[0])
+        rows = np.broadcast_to(scores.x, (batch, *scores.x.shape[1:])).reshape(batch, -1)
+        error = np.broadcast_to(scores.bound, (batch, *scores.x.shape[1:])).reshape(batch, -1)
+        self.seen.setdefault(node.name, []).append(_Value(rows, error))
+        if node.name in self.selections:
+            positions = forced_selection(node, self.selections[node.name])[t]
+        else:
+            positions = ranked(op, rows, score_domain(self.graph, node))
+        return _Value(pick(x.x, positions), None if x.error is None else pick(x.bound, positions))
 
     def _error(self, node: Node, args: list[_Value], y: Array, t: int) -> Array | None:
         """Bound of the operator's result from those of its arguments (module docstring)."""

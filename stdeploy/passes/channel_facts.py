@@ -34,6 +34,7 @@ from stdeploy.graph.ops import (
     Readout,
     Reduce,
     Scale,
+    Select,
     Slice,
 )
 from stdeploy.graph.weight import Array
@@ -133,7 +134,7 @@ def _node_facts(
         return _constant(uniform, np.broadcast_to(flat[:, :, 0], (graph.steps, flat.shape[1])))
     if isinstance(op, Scale):
         return _constant(given[0].constant, op.factor * given[0].train, given[0].label)
-    if isinstance(op, MaxPool | Slice | Concat | Flatten | Output | Readout):
+    if isinstance(op, MaxPool | Slice | Concat | Flatten | Select | Output | Readout):
         return _moved(graph, node, given)
     if isinstance(op, AvgPool):
         # Padded zeros or a cut window make a constant vary towards the border.
@@ -226,7 +227,7 @@ def _moved(graph: Graph, node: Node, given: list[Facts]) -> Facts:
     if isinstance(op, Concat):
         same = np.all([g.constant & np.all(g.train == x.train, axis=0) for g in given], axis=0)
         return _constant(same, x.train)
-    if isinstance(op, Flatten):
+    if isinstance(op, Flatten) and not op.tokens:
         index = np.repeat(np.arange(x.constant.size), channels(node) // x.constant.size)
         return _constant(x.constant[index], x.train[:, index])  # positions of one channel differ
     return _constant(x.constant, x.train, x.label)

@@ -37,6 +37,7 @@ from stdeploy.graph.ops import (
     Readout,
     Reduce,
     Scale,
+    Select,
     Slice,
 )
 from stdeploy.graph.weight import Array
@@ -130,6 +131,9 @@ class Needs:
             self._product(node, op)
         elif isinstance(op, Flatten | Slice | Concat):
             self._moved(node, op)
+        elif isinstance(op, Select):  # which tokens stay is the same for every channel
+            self._tie(node.name, node.inputs[0])
+            need[node.inputs[1]][:] = True
         elif not isinstance(op, Constant):
             raise TypeError(f"{node.name}: no rule for {node.kind}")
 
@@ -208,7 +212,9 @@ class Needs:
 
     def _moved(self, node: Node, op: Flatten | Slice | Concat) -> None:
         need, y = self.of, self.of[node.name]
-        if isinstance(op, Flatten):
+        if isinstance(op, Flatten) and op.tokens:
+            self._tie(node.name, node.inputs[0])
+        elif isinstance(op, Flatten):
             x = need[node.inputs[0]]
             x |= y.reshape(x.size, -1).any(axis=1)
             y[:] = np.repeat(x, y.size // x.size)
