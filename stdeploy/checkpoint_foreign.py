@@ -57,9 +57,7 @@ class OpenedModel:
         """Shape of one sample without batch, frames first for event data; None where the file does not say."""
         if self.config is None:
             return None
-        config = SpikformerConfig.from_dict(dict(self.config))
-        image = (config.in_channels, *config.image_size)
-        return image if config.input_kind == "image" else (config.steps, *image)
+        return SpikformerConfig.from_dict(dict(self.config)).input_shape
 
 
 def open_checkpoint(path: Path | str, *, model: str | None = None, key: str | None = None) -> OpenedModel:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stdeploy.errors import ParityError, UserError
-from stdeploy.graph.execution import Execution, Executor
+from stdeploy.graph.execution import Execution, Executor, answers
 from stdeploy.graph.graph import Graph
 from stdeploy.graph.ops import Input, Neuron, Output, Select
 from stdeploy.graph.rounding import Bounded, Drives, drives, membrane
@@ -335,10 +335,8 @@ class _OutputTotals:
         self.largest = max(self.largest, float(difference.max()))
         self.total += float(difference.sum())
         self.count += difference.size
-        if r.ndim == (2 if self.layout == "B" else 3) and r.shape[-1] > 1:
-            for values, store in ((r, self.answers[0]), (f, self.answers[1])):
-                scores = values if self.layout == "B" else values.mean(axis=1 - axis)
-                store += [int(i) for i in scores.argmax(axis=-1)]
+        for values, store in zip((r, f), self.answers, strict=True):
+            store += answers(values, self.layout)
 
     def report(self, label: str, labels: Array | None) -> OutputReport:
         """The finished report of this output."""

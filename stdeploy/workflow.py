@@ -19,12 +19,13 @@ from stdeploy.exporters.artifact import Artifact
 from stdeploy.graph import Graph
 from stdeploy.graph.execution import Executor
 from stdeploy.graph.file import SUFFIX as GRAPH_SUFFIX
-from stdeploy.graph.file import load_graph
+from stdeploy.graph.file import load_graph, save_graph
 from stdeploy.graph.graph import ParameterError
 from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.weight import Array
 from stdeploy.parity import Report
 from stdeploy.passes.base import PassResult, run_pipeline
+from stdeploy.quantise import Effect, Inputs, TauRecord, batches, channel_weights, measure, quantise_graph
 from stdeploy.verify import compare_all
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
     }
     if opened.compression:
         metadata["compression"] = opened.compression.get("method")
+        if "tau_levels" in opened.compression:
+            metadata["tau_levels"] = opened.compression["tau_levels"]
     try:
         traced = trace(
             opened.module,
@@ -121,6 +124,22 @@ def _refuse_options(path: Path, kind: str, options: SourceOptions, names: Sequen
     flags = ", ".join("--" + name.removesuffix("_shape").replace("_", "-") for name in given)
     if given:
         raise UserError(f"{path} is a {kind}: it takes no {flags}", hint="leave it out")
+
+
+def quantise_file(
+    path: Path, out: Path, levels: int, data: Callable[[Graph], Inputs]
+) -> tuple[TauRecord, Effect]:
+    """Write a graph file with at most `levels` distinct tau a layer; what it changes on `data` (stdeploy.quantise)."""
+    if out.suffix != GRAPH_SUFFIX:
+        raise UserError(f"{out} does not end in {GRAPH_SUFFIX}, as graph files do", hint="change -o")
+    graph = load_graph(path)
+    given = data(graph)
+    weights = channel_weights(graph, batches(graph, given.inputs) if given.real else ())
+    quantised, record = quantise_graph(graph, levels, weights, weighted=given.real)
+    before, after = Interpreter(graph, np.float32), Interpreter(quantised, np.float32)
+    effect = measure(before, after, graph, given.inputs, given.labels)
+    save_graph(quantised, out)
+    return record, effect
 
 
 def lower(graph: Graph, target: str) -> Lowered:

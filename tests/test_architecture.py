@@ -17,12 +17,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stdeploy.passes": {"stdeploy.graph", "stdeploy.errors"},
     "stdeploy.trace": {"stdeploy.graph", "stdeploy.errors"},
     "stdeploy.models": {"stdeploy.errors"},
-    "stdeploy.compress": {"stdeploy.models", "stdeploy.errors", "stdeploy.checkpoint", "stdeploy.files"},
+    "stdeploy.quantise": {
+        "stdeploy.graph",
+        "stdeploy.passes",
+        "stdeploy.errors",
+        "stdeploy.pairing",
+        "stdeploy.verify",
+    },
+    "stdeploy.compress": {
+        "stdeploy.models",
+        "stdeploy.errors",
+        "stdeploy.checkpoint",
+        "stdeploy.files",
+        "stdeploy.graph",
+        "stdeploy.quantise",
+        "stdeploy.trace",
+    },
     "stdeploy.energy": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files", "stdeploy.pairing"},
     "stdeploy.exporters": {"stdeploy.graph", "stdeploy.passes", "stdeploy.errors", "stdeploy.files"},
     "stdeploy.runtime": {"stdeploy.graph", "stdeploy.exporters", "stdeploy.errors", "stdeploy.files"},
 }
-TORCH_FREE = ("stdeploy.graph", "stdeploy.passes", "stdeploy.exporters", "stdeploy.energy")
+TORCH_FREE = (
+    "stdeploy.graph",
+    "stdeploy.passes",
+    "stdeploy.exporters",
+    "stdeploy.energy",
+    "stdeploy.quantise",
+)
 
 
 def modules() -> dict[str, Path]:

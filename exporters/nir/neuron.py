@@ -93,6 +93,6 @@ def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:
         raise Refusal(
             f"{levels} distinct tau: readers want one for all neurons of a node, and {MOST_TAUS} branches are"
             " the limit",
-            "share tau in a layer, or quantise it to a few levels",
+            f"stdeploy compress --tau-levels {MOST_TAUS} writes fewer and measures what that changes",
         )
     return taus, threshold, np.ones(channels) if op.decay_input and op.tau is not None else taus

@@ -83,7 +83,7 @@ def command(
             {"schema_version": 1, "path": str(path), "target": target, "size_bytes": path.stat().st_size}
         )
         return
-    chosen = None if no_verify else inputs_for(talk, source, data, samples)
+    chosen = None if no_verify else inputs_for(talk, source.graph, data, samples)
     lowered = workflow.lower(source.graph, target)
     describe_passes(talk, lowered)
     start = time.perf_counter()
@@ -133,15 +133,15 @@ def describe_passes(talk: Talk, lowered: Lowered) -> None:
 
 
 def inputs_for(
-    talk: Talk, source: Source, data: Path | None, samples: int | None
+    talk: Talk, graph: Graph, data: Path | None, samples: int | None, what: str = "verifying"
 ) -> tuple[Array, Array | None]:
-    """Inputs and labels to verify on; read before anything is written, so that wrong data leaves nothing."""
+    """Inputs and labels to run on; read before anything is written, so that wrong data leaves nothing."""
     from stdeploy.data import load_data, random_data
 
     if data is not None:
-        return load_data(data, source.graph, samples)
-    talk.log("no --data: verifying on standard normal noise (fixed seed)")
-    return random_data(source.graph, samples or 16), None
+        return load_data(data, graph, samples)
+    talk.log(f"no --data: {what} on standard normal noise (fixed seed)")
+    return random_data(graph, samples or 16), None
 
 
 def verify(

@@ -57,7 +57,7 @@ def command(
     workflow.target_of(artefact)  # a wrong file is refused before the model is traced
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     exported = workflow.exported_graph(source, artefact)
-    chosen = export.inputs_for(talk, source, data, samples)
+    chosen = export.inputs_for(talk, source.graph, data, samples)
     reports = export.verify(talk, source, exported, artefact, chosen, readers)
     talk.document({"schema_version": 1, "verify": [report.to_dict() for report in reports]})
     export.conclude(talk, reports, f"do not use {artefact}; export it again with this version")

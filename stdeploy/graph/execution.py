@@ -45,6 +45,14 @@ class Executor(Protocol):
         ...
 
 
+def answers(values: Array, layout: str) -> list[int]:
+    """Argmax of every sample's scores, of their mean over the steps where `layout` has steps; [] for other outputs."""
+    if values.ndim != (2 if layout == "B" else 3) or values.shape[-1] < 2:
+        return []
+    scores = values if layout == "B" else values.mean(axis=0 if layout == "TB" else 1)
+    return [int(i) for i in scores.argmax(axis=-1)]
+
+
 def batch_size(inputs: Array, layout: str, shape: Sequence[int], steps: int) -> int:
     """B of a batch in an Input's layout; `shape` is one sample's, without T and B.
 

@@ -101,6 +101,12 @@ class SpikformerConfig:
         return BlockDims(heads, heads, self.mlp_dim)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One sample without batch, frames first for event data."""
+        image = (self.in_channels, *self.image_size)
+        return image if self.input_kind == "image" else (self.steps, *image)
+
+    @property
     def token_map(self) -> tuple[int, int]:
         """Height and width of the stem's output, one token a pixel."""
         height, width = self.image_size
