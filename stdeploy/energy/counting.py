@@ -1,0 +1,383 @@
+"""Counting a network's synaptic operations from its spikes, whoever ran it.
+
+`count` takes a batch's inputs and spikes; `Counter` takes batch after batch; `count_executor` drives an executor
+over a data set. Which graph is counted is the caller's choice: a target's own (what is deployed) or
+the model's (what was trained). An operator that is not in ROLES is refused, never skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stdeploy.energy.arithmetic import arithmetic_constants, count_arithmetic
+from stdeploy.energy.attention import (
+    Order,
+    count_gate,
+    count_matmul,
+    count_order,
+    order_constants,
+    orders,
+    pairs_of,
+)
+from stdeploy.energy.ledger import NETWORK, QUANTITIES, Class, LayerCount, Ledger, Role
+from stdeploy.energy.reach import Reach
+from stdeploy.energy.signals import Signals
+from stdeploy.energy.synaptic import Synapses, count_synapses, input_class, synapses
+from stdeploy.energy.tally import JointTally, Tally
+from stdeploy.errors import Unsupported, UnsupportedError, UserError
+from stdeploy.graph import ops
+from stdeploy.graph.execution import Executor, batch_size
+from stdeploy.graph.graph import Graph, Node, rewrite
+from stdeploy.graph.value import Domain, Time
+from stdeploy.graph.value import count as count_domain
+from stdeploy.graph.weight import Array
+from stdeploy.pairing import pairs, take
+
+ROLES: dict[type[ops.Op], Role | None] = {
+    ops.Input: None,
+    ops.Constant: None,
+    ops.Linear: "synapse",
+    ops.Conv: "synapse",
+    ops.Affine: "arithmetic",
+    ops.Neuron: "neuron",
+    ops.MaxPool: "arithmetic",
+    ops.AvgPool: "arithmetic",
+    ops.Reduce: "arithmetic",
+    ops.Add: "arithmetic",
+    ops.Mul: "product",
+    ops.Scale: "arithmetic",
+    ops.MatMul: "attention",
+    ops.Flatten: None,
+    ops.Concat: None,
+    ops.Slice: None,
+    ops.Readout: "arithmetic",
+    ops.Output: None,
+}
+"""How every operator is counted; None moves or yields values and computes nothing."""
+
+LARGEST_COUNT = (1 << 31) - 1
+"""Bound of an input that is counted as integers (event frames)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One entry of the ledger to come: its facts, and what counts it on a batch's signals."""
+
+    name: str
+    kind: str
+    source: str
+    role: Role
+    time: Time
+    input_class: Class
+    scale: float
+    constants: dict[str, int]
+    count: Callable[[Signals, Reach], Mapping[str, Array]] = field(repr=False)
+
+    def rows(self, steps: int) -> int:
+        return steps if self.time == "step" else 1
+
+
+class Counter:
+    """Counts batches of one graph. `input_class` says how the input's values are to be taken.
+
+    "real" takes them as they are; "count" and "binary" refuse (UserError) other values than integers from 0
+    and 0 and 1: event frames. `facts` goes into Ledger.graph. Raises UnsupportedError that lists every operator
+    that is not counted.
+    """
+
+    def __init__(
+        self, graph: Graph, *, input_class: Class = "real", facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.graph = with_input_class(graph, input_class)
+        _require_counted(self.graph)
+        self.samples = 0
+        self._facts = {**facts_of(graph), "input": input_class, **(facts or {})}
+        self._layers = _layers(self.graph)
+        steps = self.graph.steps
+        self._rows = [
+            (i, q, r)
+            for i, layer in enumerate(self._layers)
+            for q in QUANTITIES[layer.role]
+            for r in range(layer.rows(steps))
+        ]
+        self._steps = Tally(len(self._rows))
+        self._totals = [JointTally(tuple(QUANTITIES[layer.role])) for layer in self._layers]
+        self._network = JointTally((*NETWORK, *(f"static.{name}" for name in NETWORK)))
+
+    def add(self, inputs: Array, spikes: Mapping[str, Array]) -> None:
+        """Count a batch: `inputs` in the Input's layout, `spikes [T, B, *shape]` by neuron name.
+
+        UserError where they do not fit the graph; then nothing of the batch was counted.
+        """
+        signals = Signals(self.graph, inputs, spikes)
+        reach = Reach(signals)
+        counted = [layer.count(signals, reach) for layer in self._layers]
+        if not signals.batch:
+            return
+        steps, batch = self.graph.steps, signals.batch
+        whole = [
+            {q: np.broadcast_to(array, (layer.rows(steps), batch)) for q, array in quantities.items()}
+            for layer, quantities in zip(self._layers, counted, strict=True)
+        ]
+        self._steps.add(np.stack([whole[i][q][r] for i, q, r in self._rows]))
+        totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in whole]
+        for tally, quantities in zip(self._totals, totals, strict=True):
+            tally.add(quantities)
+        self._network.add(_network(self._layers, totals, batch))
+        self.samples += batch
+
+    def ledger(self) -> Ledger:
+        """What was counted so far; UserError where no sample was."""
+        if not self.samples:
+            raise UserError("there is no sample to count", hint="the data set is empty")
+        steps: list[dict[str, list[Any]]] = [{} for _ in self._layers]
+        for place, (i, quantity, _) in enumerate(self._rows):
+            steps[i].setdefault(quantity, []).append(self._steps.moments(place))
+        layers = tuple(
+            LayerCount(
+                layer.name,
+                layer.kind,
+                layer.source,
+                layer.role,
+                layer.time,
+                layer.input_class,
+                layer.scale,
+                layer.constants,
+                {q: tuple(rows) for q, rows in steps[i].items()},
+                self._totals[i].joint(),
+            )
+            for i, layer in enumerate(self._layers)
+        )
+        return Ledger(self.samples, self.graph.steps, layers, self._network.joint(), self._facts)
+
+
+def count(graph: Graph, inputs: Array, spikes: Mapping[str, Array], *, input_class: Class = "real") -> Ledger:
+    """Count one batch from its inputs and its neurons' spikes; see Counter."""
+    counter = Counter(graph, input_class=input_class)
+    counter.add(inputs, spikes)
+    return counter.ledger()
+
+
+def count_executor(
+    graph: Graph,
+    executor: Executor,
+    inputs: Array,
+    *,
+    source: Graph | None = None,
+    batch: int = 16,
+    input_class: Class = "real",
+    facts: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Ledger:
+    """Run `executor` over a data set, `batch` samples at a time, and count `graph`.
+
+    `source`: the graph whose neurons the executor reports, where it is not `graph` itself (the model's, when a
+    target's graph is counted). `progress` is called with the number of samples after every batch. UserError as
+    in Counter, and where `batch` < 1.
+    """
+    if batch < 1:
+        raise UserError(f"a batch of {batch} samples", hint="choose 1 or more")
+    counter = Counter(graph, input_class=input_class, facts=facts)
+    (node,) = graph.inputs
+    if not isinstance(node.op, ops.Input):
+        raise TypeError(f"{node.name} is not an Input")
+    total = batch_size(inputs, node.op.layout, node.op.shape, graph.steps)
+    axis = 1 if node.op.layout == "TB" else 0
+    for start in range(0, total, batch):
+        part = inputs[(slice(None),) * axis + (slice(start, start + batch),)]
+        spikes = executor.run(part).spikes
+        counter.add(part, spikes if source is None else spikes_of(graph, source, spikes))
+        if progress is not None:
+            progress(part.shape[axis])
+    return counter.ledger()
+
+
+def spikes_of(graph: Graph, source: Graph, spikes: Mapping[str, Array]) -> dict[str, Array]:
+    """Spikes of `graph`'s neurons, out of those of the model that it was made from (UserError as pairing.pairs)."""
+    return {
+        pair.exported.name: take(spikes[pair.source.name], pair.channels)
+        for pair in pairs(source, graph)
+        if pair.exported is not None
+    }
+
+
+def facts_of(graph: Graph) -> dict[str, Any]:
+    """What a ledger says about its graph: where it came from."""
+    names = ("source", "source_sha256", "stdeploy_version", "compression")
+    return {name: graph.metadata[name] for name in names if name in graph.metadata}
+
+
+def with_input_class(graph: Graph, wanted: Class) -> Graph:
+    """The graph with its Input's domain as asked for, and every domain that follows from it."""
+    if wanted == "real":
+        return graph
+    domain: Domain = count_domain(1.0, 1 if wanted == "binary" else LARGEST_COUNT)
+
+    def visit(builder: Any, node: Node, inputs: tuple[str, ...]) -> str | None:
+        op = node.op
+        if not isinstance(op, ops.Input):
+            return None
+        known = ops.Input(op.shape, op.axes, op.layout, domain)
+        return str(builder.add(known, inputs, name=node.name, source=node.source))
+
+    return rewrite(graph, visit)
+
+
+def _require_counted(graph: Graph) -> None:
+    strange = [
+        Unsupported(node.source or node.name, node.kind, "its operations are not counted")
+        for node in graph
+        if type(node.op) not in ROLES
+    ]
+    if strange:
+        raise UnsupportedError("the count would not be complete", strange)
+    if len(graph.inputs) != 1:
+        raise UnsupportedError(
+            "only networks with one input are counted",
+            [Unsupported(n.source or n.name, n.kind, "one input of several") for n in graph.inputs],
+        )
+
+
+def _layers(graph: Graph) -> list[_Layer]:
+    found = [_layer(node, graph) for node in graph]
+    return [layer for layer in found if layer is not None] + [_order(order, graph) for order in orders(graph)]
+
+
+def _layer(node: Node, graph: Graph) -> _Layer | None:
+    role = ROLES[type(node.op)]
+    if role is None:
+        return None
+    constants, counter = _COUNTERS[role](node, graph)
+    return _Layer(
+        node.name,
+        node.kind,
+        node.source,
+        role,
+        node.value.time,
+        joint_class(graph, node.inputs),
+        graph[node.inputs[0]].value.domain.scale,
+        constants,
+        counter,
+    )
+
+
+def joint_class(graph: Graph, names: tuple[str, ...]) -> Class:
+    """The least restricted class among several inputs."""
+    classes = {input_class(graph, name) for name in names}
+    return "real" if "real" in classes else "count" if "count" in classes else "binary"
+
+
+_Counted = tuple[dict[str, int], Callable[[Signals, Reach], Mapping[str, Array]]]
+
+
+def _synapse(node: Node, graph: Graph) -> _Counted:
+    layer: Synapses = synapses(node, graph)
+    return layer.constants, lambda signals, reach: count_synapses(layer, signals)
+
+
+def _attention(node: Node, graph: Graph) -> _Counted:
+    op = node.op
+    if not isinstance(op, ops.MatMul):
+        raise TypeError(f"{node.name} is not a MatMul")
+    a, b = (value.shape for value in graph.values(node))
+    constants = _product_constants(node, graph, pairs_of(op, a, b))
+
+    def counter(signals: Signals, reach: Reach) -> Mapping[str, Array]:
+        real = any(signals.is_real(n) for n in node.inputs)
+        left, right = (signals.nonzero(n) if real else signals.units(n) for n in node.inputs)
+        rows = signals.rows(node.name)
+        return count_matmul(
+            op, signals.operand(node.inputs[0], rows, left), signals.operand(node.inputs[1], rows, right)
+        )
+
+    return constants, counter
+
+
+def _product(node: Node, graph: Graph) -> _Counted:
+    constants = _product_constants(node, graph, int(np.prod(node.value.shape)))
+    return constants, lambda signals, reach: count_gate(node, signals)
+
+
+def _product_constants(node: Node, graph: Graph, dense: int) -> dict[str, int]:
+    left, right = (int(np.prod(value.shape)) for value in graph.values(node))
+    return {"left": left, "right": right, "outputs": int(np.prod(node.value.shape)), "dense": dense}
+
+
+def _neuron(node: Node, graph: Graph) -> _Counted:
+    op = node.op
+    if not isinstance(op, ops.Neuron):
+        raise TypeError(f"{node.name} is not a Neuron")
+    parameters = [p for p in (op.tau, op.v_threshold, op.v_reset) if p is not None]
+    constants = {
+        "clocked": int(np.prod(node.value.shape)),
+        "decay": int(op.tau is not None),
+        "parameters": sum(p.size for p in parameters if p.ndim),
+    }
+
+    def counter(signals: Signals, reach: Reach) -> Mapping[str, Array]:
+        spikes = signals.units(node.name)
+        fired = np.count_nonzero(spikes.reshape(*spikes.shape[:2], -1), axis=-1).astype(np.int64)
+        return {"touched": reach.count(node), "spikes": fired}
+
+    return constants, counter
+
+
+def _arithmetic(node: Node, graph: Graph) -> _Counted:
+    constants = arithmetic_constants(node, graph)
+    return constants, lambda signals, reach: count_arithmetic(node, signals, constants["operations"])
+
+
+def _order(order: Order, graph: Graph) -> _Layer:
+    names = (order.q, order.k, order.v)
+    steps = any(graph[n].value.time == "step" for n in names)
+    return _Layer(
+        order.name,
+        order.executed,
+        order.source,
+        "order",
+        "step" if steps else "static",
+        joint_class(graph, names),
+        1.0,
+        order_constants(order, graph),
+        lambda signals, reach: count_order(order, signals),
+    )
+
+
+_COUNTERS: dict[Role, Callable[[Node, Graph], _Counted]] = {
+    "synapse": _synapse,
+    "attention": _attention,
+    "product": _product,
+    "neuron": _neuron,
+    "arithmetic": _arithmetic,
+}
+
+
+def _network(layers: list[_Layer], totals: list[dict[str, Array]], batch: int) -> dict[str, Array]:
+    """NETWORK's quantities of every sample, `[B]`."""
+    out = {
+        name: np.zeros(batch, dtype=np.int64)
+        for prefix in ("", "static.")
+        for name in (prefix + n for n in NETWORK)
+    }
+    for layer, quantities in zip(layers, totals, strict=True):
+        prefix = "static." if layer.time == "static" else ""
+        for name, source in _parts(layer):
+            out[prefix + name] = out[prefix + name] + quantities[source]
+    return out
+
+
+def _parts(layer: _Layer) -> list[tuple[str, str]]:
+    """Which quantities of a layer enter which of the network's."""
+    if layer.role == "synapse":
+        parts = [(f"synops.{layer.input_class}", "synops")]
+        parts += [("unary.count", "unary")] if layer.input_class == "count" else []
+        return parts + ([("indexed", "synops")] if layer.constants["csr"] else [])
+    if layer.role in ("attention", "product"):
+        return [(f"attention.{q}", q) for q in ("coincidence", "left_driven", "right_driven", "unary")]
+    if layer.role == "neuron":
+        return [("neuron.touched", "touched"), ("neuron.spikes", "spikes")]
+    return [("arithmetic.active", "active")] if layer.role == "arithmetic" else []

@@ -1,0 +1,170 @@
+"""Which neurons an event reached: a mask that follows the events from layer to layer, whatever their values.
+
+A neuron is touched at a step where an event arrives at one of its nonzero synapses; a bias or a constant is no
+event. Values are not needed for that, only where events are and which weights are zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdeploy.energy.attention import size_of
+from stdeploy.energy.signals import Signals
+from stdeploy.energy.windows import conv_windows, pool_windows
+from stdeploy.graph import ops
+from stdeploy.graph.graph import Node
+from stdeploy.graph.weight import Array
+
+
+class Reach:
+    """Masks `[rows, B, *shape]` by node, on demand; the channel axis has size 1 where all channels share one."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self._masks: dict[str, Array] = {}
+
+    def count(self, node: Node) -> Array:
+        """How many neurons of a neuron layer are touched, `[T, B]` int64."""
+        mask = self.mask(node.inputs[0])
+        shape = node.value.shape
+        times = shape[0] if shape and mask.shape[2] == 1 else 1
+        steps, batch = self.signals.graph.steps, self.signals.batch
+        return np.broadcast_to(size_of(mask) * times, (steps, batch))
+
+    def mask(self, name: str) -> Array:
+        """Where an event arrives at the value of node `name`."""
+        if name not in self._masks:
+            self._masks[name] = REACH[type(self.signals.graph[name].op)](self, self.signals.graph[name])
+        return self._masks[name]
+
+    def full(self, name: str) -> Array:
+        """The mask with all its channels."""
+        mask = self.mask(name)
+        return np.broadcast_to(mask, (*mask.shape[:2], *self.signals.graph[name].value.shape))
+
+    def operands(self, node: Node) -> list[Array]:
+        rows = self.signals.rows(node.name)
+        return [self.signals.operand(n, rows, self.full(n)) for n in node.inputs]
+
+
+def _event(reach: Reach, node: Node) -> Array:
+    return reach.signals.nonzero(node.name)
+
+
+def _none(reach: Reach, node: Node) -> Array:
+    return np.zeros((1, reach.signals.batch, *node.value.shape), np.bool_)
+
+
+def _same(reach: Reach, node: Node) -> Array:
+    return reach.mask(node.inputs[0])
+
+
+def _linear(reach: Reach, node: Node) -> Array:
+    op = node.op
+    if not isinstance(op, ops.Linear):
+        raise TypeError(f"{node.name} is not a Linear")
+    x = reach.full(node.inputs[0])
+    nonzero = op.weight.array() != 0
+    if nonzero.all():
+        return np.asarray(x.any(2, keepdims=True))
+    flat = x.reshape(*x.shape[:3], -1).astype(np.float32)
+    y = nonzero.astype(np.float32) @ flat > 0
+    return np.asarray(y.reshape(*x.shape[:2], -1, *x.shape[3:]))
+
+
+def _conv(reach: Reach, node: Node) -> Array:
+    op = node.op
+    if not isinstance(op, ops.Conv):
+        raise TypeError(f"{node.name} is not a Conv")
+    x = reach.full(node.inputs[0])
+    windows = conv_windows(op, node, x.shape[3:])
+    nonzero = op.weight.array() != 0
+    if nonzero.all():
+        groups = np.asarray(x.reshape(*x.shape[:2], op.groups, -1, *x.shape[3:]).any(3))
+        mask = windows.combine(groups, np.logical_or)
+        return mask if op.groups == 1 else mask.repeat(nonzero.shape[0] // op.groups, axis=2)
+    y: Any = np.zeros((*x.shape[:2], *node.value.shape), np.float32)
+    inputs = np.split(x.astype(np.float32), op.groups, axis=2)
+    outputs = np.split(y, op.groups, axis=2)
+    for part, out, weight in zip(inputs, outputs, np.split(nonzero, op.groups), strict=True):
+        for tap in np.ndindex(*windows.kernel):
+            seen = windows.at(part, tap)
+            flat = seen.reshape(*seen.shape[:3], -1)
+            out += (weight[(..., *tap)].astype(np.float32) @ flat).reshape(out.shape)
+    return np.asarray(y > 0)
+
+
+def _pool(reach: Reach, node: Node) -> Array:
+    x = reach.mask(node.inputs[0])
+    return pool_windows(node, x.shape[3:]).combine(x, np.logical_or)
+
+
+def _either(reach: Reach, node: Node) -> Array:
+    rows = reach.signals.rows(node.name)
+    a, b = (reach.mask(n) for n in node.inputs)
+    if a.shape[2] == b.shape[2] == 1 and a.shape[3:] == b.shape[3:]:
+        return np.asarray(a | b)
+    a, b = (reach.signals.operand(n, rows, reach.full(n)) for n in node.inputs)
+    return np.asarray(a | b)
+
+
+def _both(reach: Reach, node: Node) -> Array:
+    a, b = reach.operands(node)
+    return np.asarray(a & b)
+
+
+def _matmul(reach: Reach, node: Node) -> Array:
+    if not reach.signals.is_real(node.name):
+        return reach.signals.nonzero(node.name)
+    return np.asarray(reach.signals.linear_map(node, reach.operands(node), np.float32) > 0)
+
+
+def _reduce(reach: Reach, node: Node) -> Array:
+    op = node.op
+    if not isinstance(op, ops.Reduce):
+        raise TypeError(f"{node.name} is not a Reduce")
+    x = reach.full(node.inputs[0])
+    return np.asarray(x.any(axis=tuple(a + 2 for a in op.over), keepdims=op.keepdims))
+
+
+def _flatten(reach: Reach, node: Node) -> Array:
+    x = reach.full(node.inputs[0])
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _concat(reach: Reach, node: Node) -> Array:
+    op = node.op
+    if not isinstance(op, ops.Concat):
+        raise TypeError(f"{node.name} is not a Concat")
+    return np.concatenate(reach.operands(node), axis=op.axis + 2)
+
+
+def _slice(reach: Reach, node: Node) -> Array:
+    op = node.op
+    if not isinstance(op, ops.Slice):
+        raise TypeError(f"{node.name} is not a Slice")
+    x = reach.full(node.inputs[0])
+    return x[(slice(None),) * (op.axis + 2) + (slice(op.start, op.stop),)]
+
+
+REACH: dict[type[ops.Op], Any] = {
+    ops.Input: _event,
+    ops.Constant: _none,
+    ops.Neuron: _event,
+    ops.Linear: _linear,
+    ops.Conv: _conv,
+    ops.Affine: _same,
+    ops.Scale: _same,
+    ops.MaxPool: _pool,
+    ops.AvgPool: _pool,
+    ops.Reduce: _reduce,
+    ops.Add: _either,
+    ops.Mul: _both,
+    ops.MatMul: _matmul,
+    ops.Flatten: _flatten,
+    ops.Concat: _concat,
+    ops.Slice: _slice,
+}
+"""Where events arrive, by operator; after the last neuron nothing asks, so a Readout has no rule."""

@@ -1,0 +1,146 @@
+"""Synaptic operations of Linear and Conv: events times their fan-out, without redoing the layer.
+
+A synaptic operation is a nonzero input event meeting a nonzero weight at an output position. With S[c, k] the
+events of channel c that tap k of the window reads (at some valid output) and F[c, k] the nonzero weights
+that leave c at k, the layer has sum_{c,k} S[c, k] F[c, k] of them; a Linear has one tap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stdeploy.energy.ledger import Class
+from stdeploy.energy.signals import Signals, float_for
+from stdeploy.energy.windows import Windows, conv_windows
+from stdeploy.graph import ops
+from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.weight import Array
+
+FIXED = 1 << 24
+"""Real inputs are summed as integers of 1/FIXED, so that shards merge exactly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Synapses:
+    """What one Linear or Conv looks like to an event.
+
+    `fan [C, *kernel]`: nonzero weights that leave channel c at a tap; `full`: all weights, zero or not.
+    """
+
+    node: Node
+    input: str
+    windows: Windows
+    fan: Array
+    full: int
+    constants: dict[str, int]
+
+    @property
+    def is_dense(self) -> bool:
+        return bool(np.all(self.fan == self.full))
+
+
+def synapses(node: Node, graph: Graph) -> Synapses:
+    """Fan-out and constants of a Linear or Conv node."""
+    op, shape = node.op, graph[node.inputs[0]].value.shape
+    if isinstance(op, ops.Conv):
+        windows, groups = conv_windows(op, node, shape[1:]), op.groups
+    elif isinstance(op, ops.Linear):
+        positions = (int(np.prod(shape[1:])),)
+        windows, groups = Windows(positions, positions, (1,), (1,), (0,), (1,)), 1
+    else:
+        raise TypeError(f"{node.name} is neither Linear nor Conv")
+    weight = op.weight
+    full = weight.shape[0] // groups
+    nonzero = (weight.array() != 0).reshape(groups, full, -1, *windows.kernel)
+    fan = nonzero.sum(1, dtype=np.int64).reshape(shape[0], *windows.kernel)
+    taps = windows.taps(np.ones(windows.shape, np.int64))
+    outputs = int(np.prod(node.value.shape))
+    return Synapses(
+        node,
+        node.inputs[0],
+        windows,
+        fan,
+        full,
+        {
+            "inputs": int(np.prod(shape)),
+            "outputs": outputs,
+            "dense": windows.pairs * full * shape[0],
+            "dense_padded": outputs * (weight.size // weight.shape[0]),
+            "connections": int((fan * taps).sum()),
+            "weights": weight.size,
+            "nonzero_weights": weight.nnz,
+            "csr": int(weight.is_csr),
+            "bias": int(op.bias is not None),
+            "weight_bits": 8 * weight.dtype.itemsize,
+        },
+    )
+
+
+def count_synapses(layer: Synapses, signals: Signals) -> dict[str, Array]:
+    """Every quantity of role "synapse", `[rows, B]` int64; see stdeploy.energy.ledger.QUANTITIES."""
+    kind = input_class(signals.graph, layer.input)
+    nonzero = signals.nonzero(layer.input)
+    events = channel_sums(nonzero).sum(-1)
+    synops, blind = _reached(layer, nonzero, 1)
+    if kind == "binary":
+        return _quantities(events, np.zeros_like(events), events, synops, synops, blind, blind)
+    if kind == "count":
+        units = signals.units(layer.input)
+        largest = int(units.max(initial=0))
+        unary, blind_sum = _reached(layer, units, largest) if largest > 1 else (synops, blind)
+        several = channel_sums(units > 1).sum(-1)
+        return _quantities(events, several, channel_sums(units).sum(-1), synops, unary, blind, blind_sum)
+    fixed = _fixed(signals.real(layer.input), layer.constants["dense"] * signals.graph.steps)
+    rows = fixed.shape[0], fixed.shape[1], -1
+    several = (np.abs(fixed) > FIXED).reshape(rows).sum(-1)
+    blind_sum = (fixed * layer.windows.reach.reshape(_positions(layer, fixed))).reshape(rows).sum(-1)
+    magnitude = np.abs(fixed).reshape(rows).sum(-1)
+    return _quantities(events, several, magnitude, synops, synops, blind, blind_sum * layer.full)
+
+
+def _quantities(*arrays: Array) -> dict[str, Array]:
+    names = ("events", "several", "magnitude", "synops", "unary", "blind", "blind_sum")
+    return dict(zip(names, arrays, strict=True))
+
+
+def input_class(graph: Graph, name: str) -> Class:
+    """How the values of a node are counted."""
+    kind = graph[name].value.domain.kind
+    return "binary" if kind == "spike" else kind
+
+
+def channel_sums(x: Array) -> Array:
+    """`[rows, B, C]` sums of `x [rows, B, C, *positions]` over the positions, int64."""
+    flat = x.reshape(*x.shape[:3], -1)
+    return np.asarray(flat.sum(-1, dtype=np.uint32 if x.dtype.itemsize < 4 else np.int64)).astype(np.int64)
+
+
+def _positions(layer: Synapses, x: Array) -> tuple[int, ...]:
+    """The shape that a map over positions needs to broadcast over `x [rows, B, C, *positions]`."""
+    return layer.windows.shape if x.ndim == 3 + len(layer.windows.shape) else x.shape[3:]
+
+
+def _reached(layer: Synapses, x: Array, largest: int) -> tuple[Array, Array]:
+    """Sums of `x [rows, B, C, *positions]` over its synapses, and over all connections (zero weights too)."""
+    rows, batch, channels = x.shape[:3]
+    reach = layer.windows.reach
+    kind = float_for(max(1, largest * reach.size * int(reach.max(initial=0))))
+    flat = x.reshape(rows * batch * channels, -1).astype(kind)
+    if layer.is_dense:
+        all_taps = (flat @ reach.reshape(-1).astype(kind)).astype(np.int64)
+        blind = all_taps.reshape(rows, batch, channels).sum(-1) * layer.full
+        return blind, blind
+    taps = layer.windows.taps(flat.reshape(-1, *layer.windows.shape)).astype(np.int64)
+    taps = taps.reshape(rows * batch, -1)
+    synops = (taps @ layer.fan.reshape(-1)).reshape(rows, batch)
+    return synops, taps.sum(-1).reshape(rows, batch) * layer.full
+
+
+def _fixed(x: Array, terms: int) -> Array:
+    """Reals in integers of 1/FIXED; Python integers where a sum of `terms` of them could overflow int64."""
+    scaled = np.rint(x * FIXED)
+    if float(np.abs(scaled).max(initial=0)) * terms < 2.0**62:
+        return np.asarray(scaled.astype(np.int64))
+    return np.array([int(v) for v in scaled.reshape(-1)], dtype=object).reshape(x.shape)
