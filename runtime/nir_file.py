@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 import numpy as np
 
 from stdeploy.errors import UserError
 from stdeploy.graph.execution import batch_size
 from stdeploy.graph.weight import Array
-
-METADATA_KEY = "stdeploy"
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Channels of a neuron layer that one node holds; None: all, in order."""
-
-    node: str
-    channels: Array | None
+from stdeploy.importers.nir.document import stored_contract
 
 
 class NirFile:
@@ -32,33 +20,15 @@ class NirFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        try:
-            with h5py.File(self.path, "r") as file:
-                stored = file.get(f"node/metadata/{METADATA_KEY}")
-                text = None if stored is None else stored[()]
-        except OSError as error:
-            raise UserError(f"cannot read {self.path} as a NIR file: {error}") from error
-        if text is None:
+        contract = stored_contract(self.path)
+        if contract is None:
             raise UserError(
                 f"{self.path} does not say how many steps it runs or what its neurons are",
                 hint="only NIR files written by stdeploy export carry that",
             )
-        try:
-            self.metadata: dict[str, Any] = json.loads(text)
-            self.steps = int(self.metadata["steps"])
-            self.dt = float(self.metadata["dt"])
-            self.input: dict[str, Any] = self.metadata["input"]
-            self.output: dict[str, Any] = self.metadata["output"]
-            layers = self.metadata["neurons"].items()
-            self.shapes = {name: tuple(layer["shape"]) for name, layer in layers}
-            self.parts = {name: [_part(p) for p in layer["parts"]] for name, layer in layers}
-            self.counts: dict[str, int] = dict(self.metadata.get("counts", {}))
-            _ = [self.input[key] for key in ("layout", "shape")]
-            _ = [self.output[key] for key in ("label", "layout", "shape", "over_steps")]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path}: its metadata is damaged ({error})", hint="export it again"
-            ) from error
+        self.metadata, self.steps, self.dt = contract.metadata, contract.steps, contract.dt
+        self.input, self.output = contract.input, contract.output
+        self.shapes, self.parts, self.counts = contract.shapes, contract.parts, contract.counts
 
     def graph(self) -> Any:
         """A fresh nir.NIRGraph, read with NIR's own type check."""
@@ -124,8 +94,3 @@ class NirFile:
                 whole[:, :, part.channels] = chosen.reshape(*chosen.shape[:3], *shape[3:])
             out[name] = whole
         return out
-
-
-def _part(item: Mapping[str, Any]) -> Part:
-    channels = item["channels"]
-    return Part(str(item["node"]), None if channels is None else np.asarray(channels, dtype=np.int64))

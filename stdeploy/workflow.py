@@ -31,6 +31,8 @@ from stdeploy.verify import compare_all
 if TYPE_CHECKING:
     from stdeploy.checkpoint_foreign import OpenedModel
 
+NIR_SUFFIX = ".nir"
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -43,13 +45,14 @@ class SourceOptions:
     steps: int | None = None
     neuron: Mapping[str, Any] | None = None
     assume_reset_per_sample: bool | None = None
+    dt: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """A traced model: its graph before any pass, and what runs it as the user's own code does.
 
-    `reference` is the PyTorch model; for a graph file, which has none, the interpreter in float32.
+    `reference` is the PyTorch model; for a graph or NIR file, which has none, the interpreter in float32.
     """
 
     path: Path
@@ -73,13 +76,21 @@ class Lowered:
 
 
 def open_source(path: Path, options: SourceOptions | None = None) -> Source:
-    """Read and trace a checkpoint, or read a graph file (which needs no PyTorch)."""
+    """Read and trace a checkpoint, or read a graph or NIR file (which need no PyTorch)."""
     options = options or SourceOptions()
     start = time.perf_counter()
     if path.suffix == GRAPH_SUFFIX:
         _refuse_options(path, "graph", options, [f.name for f in fields(options)])
         graph = load_graph(path)
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
+    if path.suffix == NIR_SUFFIX:
+        told = ("dt", "steps", "layout")
+        _refuse_options(path, "NIR file", options, [f.name for f in fields(options) if f.name not in told])
+        from stdeploy.importers.nir import import_nir
+
+        graph = import_nir(path, dt=options.dt, steps=options.steps, layout=options.layout)
+        return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
+    _refuse_options(path, "PyTorch file", options, ["dt"])
     from stdeploy.checkpoint_foreign import open_checkpoint
 
     opened = open_checkpoint(path, model=options.model, key=options.state_dict_key)

@@ -35,12 +35,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "stdeploy.energy": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files", "stdeploy.pairing"},
     "stdeploy.exporters": {"stdeploy.graph", "stdeploy.passes", "stdeploy.errors", "stdeploy.files"},
-    "stdeploy.runtime": {"stdeploy.graph", "stdeploy.exporters", "stdeploy.errors", "stdeploy.files"},
+    "stdeploy.importers": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files"},
+    "stdeploy.runtime": {
+        "stdeploy.graph",
+        "stdeploy.importers",
+        "stdeploy.exporters",
+        "stdeploy.errors",
+        "stdeploy.files",
+    },
 }
 TORCH_FREE = (
     "stdeploy.graph",
     "stdeploy.passes",
     "stdeploy.exporters",
+    "stdeploy.importers",
     "stdeploy.energy",
     "stdeploy.quantise",
 )

@@ -107,6 +107,11 @@ def model_options(function: F) -> F:
                 "--steps", type=click.IntRange(min=1), help="Time steps T; checked against the model."
             ),
             click.option(
+                "--dt",
+                type=float,
+                help="Length of a step in the unit of a NIR file's tau, for .nir files that stdeploy did not write.",
+            ),
+            click.option(
                 "--neuron",
                 type=NeuronSettings(),
                 help="Neuron settings that override the model's: tau=2.0,v_threshold=1.0,v_reset=none.",

@@ -1,0 +1,1 @@
+"""Other people's files as graphs, one package per format."""
