@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "stdeploy.energy": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files", "stdeploy.pairing"},
     "stdeploy.exporters": {"stdeploy.graph", "stdeploy.passes", "stdeploy.errors", "stdeploy.files"},
-    "stdeploy.importers": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files"},
+    "stdeploy.importers": {"stdeploy.graph", "stdeploy.exporters", "stdeploy.errors", "stdeploy.files"},
     "stdeploy.runtime": {
         "stdeploy.graph",
         "stdeploy.importers",

@@ -44,7 +44,7 @@ def assemble(document: Document, network: Network, timing: Timing) -> Graph:
             network = merge(network, layer, parts)
         else:
             named[parts[0].node] = layer
-    b = Build(GraphBuilder(timing.steps, _metadata(document)), timing.dt, named)
+    b = Build(GraphBuilder(timing.steps, _metadata(document)), timing.dt, contract is not None, named)
     _nodes(b, network, timing, contract)
     graph = b.builder.build()
     kinds = {node.name: node.kind for node in graph}
@@ -56,13 +56,15 @@ def assemble(document: Document, network: Network, timing: Timing) -> Graph:
 
 def _nodes(b: Build, network: Network, timing: Timing, contract: Contract | None) -> None:
     values: dict[str, str] = {}
+    sums: dict[tuple[str, ...], str] = {}
     inputs, outputs = network.inputs, network.outputs
     for name, node in network.nodes.items():
         try:
             if name in inputs:
                 values[name] = _input(b, name, node, timing.layout)
                 continue
-            x = _sum(b, name, [values[s] for s in network.sources[name]])
+            terms = tuple(values[s] for s in network.sources[name])
+            x = sums[terms] = sums[terms] if terms in sums else _sum(b, name, terms)
             if name in outputs:
                 _output(b, name, node, x, timing, contract)
             elif isinstance(node, nir.Input | nir.Output):  # of a nested graph
@@ -86,7 +88,7 @@ def _input(b: Build, name: str, node: Any, layout: Layout) -> str:
     return b.add(ops.Input(shape, AXES[len(shape)], layout), node=name)
 
 
-def _sum(b: Build, name: str, values: list[str]) -> str:
+def _sum(b: Build, name: str, values: tuple[str, ...]) -> str:
     """NIR adds what several edges bring to a node."""
     if not values:
         raise ValueError("nothing feeds it")

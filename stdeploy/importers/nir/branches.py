@@ -32,9 +32,10 @@ def merge(network: Network, layer: str, parts: Sequence[Part]) -> Network:
     for name, rows in branches:
         place = _only(layer, readers[name])
         for conv in sources[name]:
-            if not isinstance(nodes[conv], nir.Conv2d) or readers[conv] != [name]:
+            own = isinstance(nodes[conv], nir.Conv2d) and readers[conv] == [name]
+            if not own or len(nodes[conv].weight) != len(rows):
                 raise UserError(
-                    f"{layer}: {conv}, which drives its branch {name}, is no convolution of its own"
+                    f"{layer}: {conv}, which drives its branch {name}, is no convolution of its rows"
                 )
             key = (
                 tuple(sources[conv]),

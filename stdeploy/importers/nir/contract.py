@@ -12,10 +12,8 @@ import h5py
 import numpy as np
 
 from stdeploy.errors import UserError
+from stdeploy.exporters.nir.emit import METADATA_KEY
 from stdeploy.graph.weight import Array
-
-METADATA_KEY = "stdeploy"
-"""Entry of the network's metadata that holds the contract, as JSON."""
 
 LAYOUTS = ("B", "BT", "TB")
 OVER_STEPS = ("mean", "sum", "last", "each step")

@@ -16,6 +16,7 @@ from typing import Any
 import nir
 import numpy as np
 
+from stdeploy.exporters.nir.neuron import IF_TAU
 from stdeploy.graph import ops
 from stdeploy.graph.graph import GraphBuilder
 from stdeploy.graph.ops import Op
@@ -30,10 +31,14 @@ MOST_VALUES = 1 << 31
 
 @dataclass(eq=False)
 class Build:
-    """The graph under construction; `dt` is a step in the file's unit of time, `layers` names model neurons."""
+    """The graph under construction; `dt` is a step in the file's unit of time.
+
+    `layers`: names of model neurons by node, in a file that stdeploy wrote (`own`).
+    """
 
     builder: GraphBuilder
     dt: float
+    own: bool = False
     layers: dict[str, str] = field(default_factory=dict)
 
     def add(self, op: Op, *inputs: str, node: str, part: str = "") -> str:
@@ -183,6 +188,8 @@ def _lif(b: Build, name: str, node: Any, x: str) -> str:
     labels = ("tau", "r", "v_leak", "v_threshold", "v_reset")
     tau, r, leak, level, rest = (spread(floats(getattr(node, k), k), value, k) for k in labels)
     tau = _in_steps(tau, b.dt)
+    if b.own and np.all(tau == IF_TAU):  # how the exporter writes an integrate-and-fire neuron
+        return _fire(b, name, x, None, level * IF_TAU, rest, "IF")
     x = scaled(b, name, x, r)
     if np.any(leak != rest):
         # u = v - v_reset is driven by x + v_leak - v_reset and starts at v_leak - v_reset: tau of them at once.
