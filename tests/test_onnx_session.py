@@ -17,7 +17,7 @@ from stdeploy.errors import UserError
 from stdeploy.exporters.onnx import export
 from stdeploy.graph import Graph
 from stdeploy.graph.interpreter import interpret
-from stdeploy.runtime import onnx_session
+from stdeploy.runtime import sessions
 from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor, OpenVinoExecutor
 from tests.graphs import random_inputs, spikformer_graph
 
@@ -44,7 +44,7 @@ def test_names_state_version_and_what_really_runs(file: Path) -> None:
 
 def test_a_device_that_is_not_there_is_an_error_and_never_a_fallback(file: Path) -> None:
     for device in ("cuda", "tensorrt"):
-        if onnx_session.PROVIDERS[device] in onnxruntime.get_available_providers():
+        if sessions.PROVIDERS[device] in onnxruntime.get_available_providers():
             pytest.skip(f"this machine has {device}")
         with pytest.raises(UserError, match="has no"):
             OnnxRuntimeExecutor(file, device)

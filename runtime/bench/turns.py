@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -74,7 +75,7 @@ class Timeline:
     def overlaps(self) -> list[tuple[str, str]]:
         """Pairs of candidates of which one started before the other's turn had ended; empty as it should be."""
         spans = sorted((turn.start, turn.end, name) for name, turns in self.turns.items() for turn in turns)
-        return [(a[2], b[2]) for a, b in zip(spans, spans[1:], strict=False) if b[0] < a[1]]
+        return [(a[2], b[2]) for a, b in itertools.pairwise(spans) if b[0] < a[1]]
 
 
 def take_turns(
