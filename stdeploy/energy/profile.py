@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from stdeploy.energy.tables import Cell, Column, Table
 from stdeploy.errors import UserError
 
 ENERGY = {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6}
@@ -131,7 +132,7 @@ def refused() -> dict[str, dict[str, str]]:
     return tomllib.loads((folder / "refused.toml").read_text())
 
 
-def load_profiles(names: Iterator[str] | list[str], synop_pj: float | None = None) -> list[Profile]:
+def load_profiles(names: Iterable[str], synop_pj: float | None = None) -> list[Profile]:
     """Profiles by shipped name or path of a .toml file.
 
     `synop_pj` is the user's own energy per synaptic operation for a chip that has no published one.
@@ -189,6 +190,44 @@ def _supplied(name: str, synop_pj: float | None) -> Profile:
         constants={"synop": synop},
         scope="per term",
     )
+
+
+def profile_table(profiles: Sequence[Profile]) -> Table:
+    """Prices with node, voltage, status, what one operation includes, source and what is to be thought of it."""
+    columns = [
+        Column(title, left=title not in ("value",))
+        for title in (
+            "profile",
+            "constant",
+            "value",
+            "node",
+            "voltage",
+            "status",
+            "includes",
+            "source",
+            "solidity",
+            "checked",
+        )
+    ]
+    rows: list[list[Cell]] = []
+    for p in profiles:
+        for name, c in p.constants.items():
+            first = name == next(iter(p.constants))
+            rows.append(
+                [
+                    p.name if first else "",
+                    name,
+                    f"{c.value:g} {c.unit}",
+                    p.node if first else "",
+                    p.voltage if first else "",
+                    c.status if first or c.status != p.status else "",
+                    c.includes,
+                    (f"{c.source}; {c.url}" if c.url else c.source) if first or c.source != p.source else "",
+                    p.solidity if first else "",
+                    p.checked if first else "",
+                ]
+            )
+    return Table("Prices", columns, rows)
 
 
 def parse(name: str, text: str, where: str, *, own: bool = False) -> Profile:

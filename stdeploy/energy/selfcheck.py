@@ -12,6 +12,8 @@ from decimal import Decimal
 from importlib import resources
 from typing import Any
 
+from stdeploy.energy.tables import Cell, Column, Table
+
 MAC_PJ, AC_PJ = 4.6, 0.9
 
 
@@ -78,8 +80,8 @@ class Row:
         if self.charged == 1:
             return f"first layer charged once, not x T = {self.steps}"
         off = float(self.mj) - self.expected_mj
-        text = f"inconsistent: printed {abs(off):.3f} mJ too {'high' if off > 0 else 'low'}"
-        return f"{text}; the rest is the first layer of {self.borrowed}" if self.borrowed else text
+        text = f"INCONSISTENT: {abs(off):.3f} mJ too {'high' if off > 0 else 'low'}"
+        return f"{text}; the rest fits {self.borrowed}" if self.borrowed else text
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,31 @@ class SelfCheck:
     @property
     def ok(self) -> bool:
         return self.log.ok
+
+    def tables(self) -> list[Table]:
+        """The re-derived log, and the rows with what their digits say."""
+        log = self.log
+        rows: list[list[Cell]] = [
+            ["layers, G accumulates", log.conv_gac, None],
+            ["attention, G accumulates", log.attention_gac, None],
+            ["all, G accumulates", log.gac, log.printed_gac],
+            ["first layer and head, G MACs", log.gmac, log.printed_gmac],
+            ["energy, mJ", log.mj, log.printed_mj],
+        ]
+        columns = [Column("", left=True), Column("summed here", _nine), Column("printed", _nine)]
+        first = Table(log.title, columns, rows, f"From {log.source}")
+        titles = ("G SOPs", "mJ", "rest, mJ", "own first layer x T, mJ")
+        columns = [Column("model", left=True), *map(Column, titles), Column("verdict", left=True)]
+        table = ""
+        rows = []
+        for row in self.rows:
+            if row.table != table:
+                table = row.table
+                rows.append([f"[{table}]", *[""] * 5])
+            rest, own = f"{row.rest_mj:.3f}", f"{row.steps * row.first_mj:.3f}"
+            rows.append([row.model, row.gops, row.mj, rest, own, row.verdict()])
+        note = "rest = printed mJ - 0.9 pJ x printed SOPs: what is left for the first layer, at 4.6 pJ a MAC."
+        return [first, Table("Published rows against their own digits", columns, rows, note)]
 
     def to_dict(self) -> dict[str, Any]:
         log = {**asdict(self.log), "gac": self.log.gac, "ok": self.log.ok}
@@ -158,3 +185,7 @@ def _first_mj(row: dict[str, Any]) -> float:
 def _half_digit(text: str) -> float:
     exponent = Decimal(text).as_tuple().exponent
     return 0.5 * 10.0 ** int(exponent)
+
+
+def _nine(value: float) -> str:
+    return f"{value:.9f}"
