@@ -281,7 +281,16 @@ def default_readers(target: str) -> list[str]:
     return [next(iter(READERS[target]))]  # its absence is then an error that says what to install
 
 
-def _executor(artefact: Path, target: str, reader: str) -> Executor:
+def spiking_executor(artefact: Path, readers: Sequence[str] = ()) -> Executor:
+    """One executor of an artefact that reports the spikes of its own run; UserError as `executors`."""
+    target = target_of(artefact)
+    require_readers(target, readers)
+    if len(readers) > 1:
+        raise UserError("spikes are counted of one reader", hint="name one with --reader")
+    return _executor(artefact, target, (*readers, *default_readers(target))[0], spikes=True)
+
+
+def _executor(artefact: Path, target: str, reader: str, spikes: bool = False) -> Executor:
     if target == "graph":
         return Interpreter(load_graph(artefact))
     if target == "nir":
@@ -291,10 +300,10 @@ def _executor(artefact: Path, target: str, reader: str) -> Executor:
         return executor
     from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor, OpenVinoExecutor
 
-    # spikes=False: the free run is of the file as it is; forced runs show spikes anyway
+    # without spikes the free run is of the file as it is; forced runs show spikes anyway
     if reader == "openvino":
-        return OpenVinoExecutor(artefact, spikes=False)
-    return OnnxRuntimeExecutor(artefact, "cuda" if reader == "cuda" else "cpu", spikes=False)
+        return OpenVinoExecutor(artefact, spikes=spikes)
+    return OnnxRuntimeExecutor(artefact, "cuda" if reader == "cuda" else "cpu", spikes=spikes)
 
 
 def check(
@@ -322,7 +331,7 @@ def check_all(
     ParityError where the artefact is of another network, UserError where it does not say its neurons.
     """
     for candidate in candidates:
-        _require_same_network(source, exported, candidate)
+        require_same_network(source, exported, candidate)
     return compare_all(
         source.reference,
         candidates,
@@ -334,7 +343,7 @@ def check_all(
     )
 
 
-def _require_same_network(source: Source, exported: Graph, candidate: Executor) -> None:
+def require_same_network(source: Source, exported: Graph, candidate: Executor) -> None:
     """The neuron layers that a file says it holds have to be those of the graph it was made from."""
     file: Any = getattr(candidate, "file", None)
     if file is None:

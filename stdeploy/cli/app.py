@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "stdeploy.cli.inspect",
     "export": "stdeploy.cli.export",
     "verify": "stdeploy.cli.verify",
+    "energy": "stdeploy.cli.energy",
     "doctor": "stdeploy.cli.doctor",
     "targets": "stdeploy.cli.targets",
 }

@@ -1,0 +1,268 @@
+"""`stdeploy energy` as a user meets it: streams, files, shards, artefacts, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from stdeploy.cli.app import run
+from stdeploy.graph.file import save_graph
+from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+
+GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
+SMALLER = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.8, seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with two graph files and data for them."""
+    monkeypatch.chdir(tmp_path)
+    save_graph(GRAPH, tmp_path / "net.stg")
+    save_graph(SMALLER, tmp_path / "smaller.stg")
+    images = random_inputs(GRAPH, 7, 1)
+    assert every_layer_fires(GRAPH, images)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(7) % 5)
+    return tmp_path
+
+
+def energy(*arguments: str) -> int:
+    return run(["energy", *arguments])
+
+
+def document(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_the_answer_goes_to_stdout_and_to_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert energy("net.stg", "--data", "data.npz", "--json", "out.json") == 0
+    streams = capsys.readouterr()
+    for text in (
+        "Energy per sample",
+        "45 nm, fp32",
+        "Intel Loihi",
+        "H100",
+        "Counts per sample",
+        "synops.binary",
+    ):
+        assert text in streams.out
+    found = document(folder / "out.json")
+    assert found["schema_version"] == 1 and found["samples"] == 7 and found["steps"] == 2
+    names = [e["profile"]["name"] for e in found["energies"]]
+    assert names == ["45nm-fp32", "45nm-int8", "loihi1"]
+    first = found["energies"][0]
+    assert 0 < first["synaptic"]["mean_j"] < first["total"]["mean_j"] < first["dense"]["total_j"] * 10
+    low, high = first["total"]["ci95_j"]
+    assert low < first["total"]["mean_j"] < high
+    assert sum(first["parts_j"].values()) == pytest.approx(first["total"]["mean_j"])
+    assert all(len(rows) in (1, 2) for layer in found["layers"] for rows in layer["per_step"].values())
+
+
+def test_json_on_stdout_is_alone_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert energy("net.stg", "--data", "data.npz", "-n", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 2
+
+
+def test_every_format_is_written_and_agrees(folder: Path) -> None:
+    files = ("t.csv", "t.md", "t.tex", "t.html", "t.json")
+    flags = ("--csv", "--markdown", "--latex", "--html", "--json")
+    pairs = [part for pair in zip(flags, files, strict=True) for part in pair]
+    assert energy("smaller.stg", "--data", "data.npz", "--baseline", "net.stg", *pairs, "-q") == 0
+    total = document(folder / "t.json")["energies"][0]["total"]["mean_j"]
+    with (folder / "t.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    *layers, whole = rows
+    assert whole["layer"] == "total" and float(whole["45nm-fp32 total J"]) == pytest.approx(total)
+    assert sum(float(row["45nm-fp32 total J"]) for row in layers) == pytest.approx(total)
+    markdown = (folder / "t.md").read_text()
+    tables = [block for block in markdown.split("\n\n") if block.startswith("| ")]
+    assert len(tables) >= 6 and "Ratio to the baseline" in markdown
+    for block in tables:
+        assert len({line.count("|") - line.count("\\|") for line in block.splitlines()}) == 1
+    latex = (folder / "t.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == len(tables)
+    body = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert not any("%" in line.replace(r"\%", "") or "_" in line.replace(r"\_", "") for line in body)
+
+
+class _Page(HTMLParser):
+    """Checks that elements nest, and collects what a browser would fetch."""
+
+    VOID = frozenset({"meta", "br", "img", "input", "link", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.seen: set[str] = set()
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "action", "data", "poster") and not str(
+                value
+            ).startswith("#"):
+                self.fetched.append(f"{tag} {name}={value}")
+            if name == "id":
+                self.ids.append(str(value))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_page_is_whole_and_fetches_nothing(folder: Path, baseline: bool) -> None:
+    extra = ("--baseline", "net.stg") if baseline else ()
+    assert energy("smaller.stg", "--data", "data.npz", "--html", "r.html", "-q", *extra) == 0
+    text = (folder / "r.html").read_text()
+    page = _Page()
+    page.feed(text)
+    page.close()
+    assert page.open == [] and page.fetched == []
+    assert {"svg", "table", "figure", "style"} <= page.seen and "script" not in page.seen
+    assert "url(http" not in text and "@import" not in text
+    assert text.count("<svg") == (3 if baseline else 2)
+    assert ("baseline, total" in text) == baseline
+    start = text.index("<svg")
+    picture = ElementTree.fromstring(text[start : text.index("</svg>") + 6])
+    assert len(picture.findall(".//{http://www.w3.org/2000/svg}path")) > 20
+    assert "currentColor" in text and "#010203" not in text
+
+
+def test_the_page_is_the_same_every_time(folder: Path) -> None:
+    for name in ("a.html", "b.html"):
+        assert energy("net.stg", "--data", "data.npz", "--html", name, "-q") == 0
+    assert (folder / "a.html").read_bytes() == (folder / "b.html").read_bytes()
+
+
+def test_shards_merge_to_the_one_run(folder: Path) -> None:
+    common = ("net.stg", "--data", "data.npz", "-q")
+    assert energy(*common, "--counts", "whole.json", "--json", "one.json") == 0
+    for i in (1, 2, 3):
+        assert energy(*common, "--shard", f"{i}/3", "--counts", f"part{i}.json", "--batch", "2") == 0
+    assert sum(document(folder / f"part{i}.json")["samples"] for i in (1, 2, 3)) == 7
+    merge = [part for i in (3, 1, 2) for part in ("--merge", f"part{i}.json")]
+    assert energy(*merge, "--counts", "merged.json", "--json", "two.json", "-q") == 0
+    assert document(folder / "merged.json") == document(folder / "whole.json")
+    assert document(folder / "two.json") == document(folder / "one.json")
+
+
+def test_an_onnx_artefact_counts_as_its_model(folder: Path) -> None:
+    assert run(["export", "net.stg", "--target", "onnx", "-o", "net.onnx", "--no-verify", "-q"]) == 0
+    assert energy("net.stg", "--data", "data.npz", "--json", "model.json", "-q") == 0
+    assert energy("net.stg", "--artefact", "net.onnx", "--data", "data.npz", "--json", "file.json", "-q") == 0
+    model, file = document(folder / "model.json"), document(folder / "file.json")
+    assert "onnxruntime" in file["graph"]["counted"]
+    assert file["counts"] == model["counts"]
+    assert file["energies"] == model["energies"]
+
+
+def test_a_nir_artefact_counts_the_network_it_was_made_from(folder: Path) -> None:
+    assert run(["export", "net.stg", "--target", "nir", "-o", "net.nir", "--no-verify", "-q"]) == 0
+    arguments = ("--artefact", "net.nir", "--reader", "stdeploy", "--data", "data.npz", "-n", "2")
+    assert energy("net.stg", *arguments, "--json", "file.json", "-q") == 0
+    assert energy("net.stg", "--data", "data.npz", "-n", "2", "--json", "model.json", "-q") == 0
+    model, file = document(folder / "model.json"), document(folder / "file.json")
+    for name in ("neuron.spikes", "attention.coincidence"):
+        assert file["counts"][name]["mean"] >= model["counts"][name]["mean"] > 0
+
+
+def test_the_source_graph_can_be_counted_too(folder: Path) -> None:
+    for which in ("source", "deployed"):
+        assert energy("net.stg", "--data", "data.npz", "--graph", which, "--json", f"{which}.json", "-q") == 0
+    source, deployed = document(folder / "source.json"), document(folder / "deployed.json")
+    assert source["dense_macs"] > deployed["dense_macs"]  # masked dimensions are not there any more
+
+
+def test_choices_move_the_energies_as_they_should(folder: Path) -> None:
+    def total(*arguments: str) -> float:
+        assert energy("net.stg", "--data", "data.npz", "--json", "out.json", "-q", *arguments) == 0
+        return float(document(folder / "out.json")["energies"][0]["total"]["mean_j"])
+
+    usual = total()
+    assert total("--graded", "unary") > usual
+    assert total("--first-layer", "every-step") > usual
+    assert total("--memory", "dram") > usual
+    assert total("--profile", "45nm-int8") < usual
+
+
+def test_a_users_price_and_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("net.stg", "--data", "data.npz", "-n", "1")
+    assert energy(*arguments, "--profile", "loihi2") == 2
+    assert "no energy per synaptic operation is published" in capsys.readouterr().err
+    assert energy(*arguments, "--profile", "loihi2", "--synop-pj", "1.0") == 0
+    assert "Intel Loihi 2, user-supplied" in capsys.readouterr().out
+    (folder / "mine.toml").write_text('title = "x"\nkind = "chip"\n')
+    assert energy(*arguments, "--profile", "mine.toml") == 2
+    assert "mine.toml: node is missing" in capsys.readouterr().err
+
+
+def test_profiles_and_self_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert energy("--profiles", "--json", "p.json") == 0
+    assert "Loihi" in capsys.readouterr().out
+    assert set(document(folder / "p.json")["refused"]) == {"loihi2", "speck", "xylo", "akida"}
+    assert energy("--self-check", "--json", "s.json") == 0
+    out = capsys.readouterr().out
+    assert "7.463502602" in out and "0.399 mJ too high" in out
+    assert document(folder / "s.json")["ok"] is True
+
+
+def test_without_matplotlib_the_page_is_refused_before_anything_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert energy("net.stg", "--data", "data.npz", "--html", "r.html") == 2
+    streams = capsys.readouterr()
+    assert "matplotlib is not installed" in streams.err and "stdeploy[plots]" in streams.err
+    assert streams.out == "" and not (folder / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "name a MODEL"),
+        (["net.stg"], "--data is needed"),
+        (["gone.stg", "--data", "data.npz"], "gone.stg does not exist"),
+        (["net.onnx", "--data", "data.npz"], "--artefact net.onnx"),
+        (["net.stg", "--data", "gone.npz"], "gone.npz does not exist"),
+        (["net.stg", "--data", "data.npz", "--artefact", "gone.onnx"], "gone.onnx does not exist"),
+        (["net.stg", "--data", "data.npz", "--reader", "norse"], "--reader runs an --artefact"),
+        (["net.stg", "--data", "data.npz", "--profile", "loihi3"], "no profile 'loihi3'"),
+        (["net.stg", "--data", "data.npz", "--profile", "h100-fp16"], "only bounds"),
+        (["net.stg", "--data", "data.npz", "--synop-pj", "2"], "price of one chip"),
+        (["net.stg", "--data", "data.npz", "--shard", "3/2"], "is not a shard"),
+        (["net.stg", "--data", "data.npz", "--shard", "8/8"], "7 samples do not make 8 shards"),
+        (["net.stg", "--data", "data.npz", "--csv", "net.stg"], "does not end in .csv"),
+        (["net.stg", "--data", "data.npz", "--html", "net.stg"], "does not end in .html"),
+        (["net.stg", "--data", "data.npz", "--counts", "net.stg"], "does not end in .json"),
+        (["net.stg", "--data", "data.npz", "--input-class", "binary"], "the input holds other values"),
+        (
+            ["net.stg", "--data", "data.npz", "--graph", "source", "--artefact", "net.stg"],
+            "leave out --artefact",
+        ),
+        (["net.stg", "--merge", "c.json"], "leave out MODEL"),
+        (["--merge", "c.json"], "c.json"),
+        (["--merge", "data.npz"], "data.npz"),
+    ],
+)
+def test_refusals(folder: Path, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.iterdir())
+    assert energy(*arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
+    assert sorted(folder.iterdir()) == before
