@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stdeploy.quantise",
         "stdeploy.trace",
     },
+    "stdeploy.chips": {"stdeploy.graph", "stdeploy.errors", "stdeploy.runtime"},
     "stdeploy.energy": {"stdeploy.graph", "stdeploy.errors", "stdeploy.files", "stdeploy.pairing"},
     "stdeploy.exporters": {"stdeploy.graph", "stdeploy.passes", "stdeploy.errors", "stdeploy.files"},
     "stdeploy.importers": {"stdeploy.graph", "stdeploy.exporters", "stdeploy.errors", "stdeploy.files"},
@@ -51,6 +52,7 @@ TORCH_FREE = (
     "stdeploy.importers",
     "stdeploy.energy",
     "stdeploy.quantise",
+    "stdeploy.chips",
 )
 
 
