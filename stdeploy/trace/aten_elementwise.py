@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stdeploy.graph.ops import Add, Affine, Constant, Linear, Mul, Scale
+from stdeploy.graph.ops import Add, Affine, Constant, Linear, Mul, Reduce, Scale
 from stdeploy.graph.weight import Array, Weight
+from stdeploy.trace.aten_select import shifted_positions
 from stdeploy.trace.axes import Atom, Atoms, Layout, LayoutError, Pair, align, groups, length
-from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, lowers, safe_name, to_numpy
+from stdeploy.trace.lowering import Call, Chosen, Lowering, Refusal, Traced, lowers, safe_name, to_numpy
 
 
 def scaled(ctx: Lowering, call: Call, x: Traced, factor: float) -> Traced:
@@ -32,6 +33,9 @@ def _pick(ctx: Lowering, a: Any, b: Any) -> tuple[Traced, Any]:
 
 @lowers("add", "__radd__")
 def add(ctx: Lowering, call: Call) -> Traced:
+    for x, other in ((call["self"], call["other"]), (call["other"], call["self"])):
+        if isinstance(x, Chosen) and call.get("alpha", 1) == 1:
+            return shifted_positions(x, other)
     return _sum(ctx, call, call["self"], call["other"], float(call.get("alpha", 1)))
 
 
@@ -114,10 +118,23 @@ def binary(ctx: Lowering, call: Call, op: Add | Mul, x: Traced, other: Any) -> T
             source=label or call.path,
         )
         return Traced(ctx.add(op, [x.name, name], call, suffix), x.layout)
+    surplus = len(x.layout.axes) - len(other.layout.axes)
+    x, other = _squeezed(ctx, call, x, surplus), _squeezed(ctx, call, other, -surplus)
     a, b, pairs = align(x.layout, other.layout)
     names = [x.name, other.name]
     layout = merged(ctx, call, names, a, b, pairs)
     return Traced(ctx.add(op, names, call, suffix), layout)
+
+
+def _squeezed(ctx: Lowering, call: Call, x: Traced, surplus: int) -> Traced:
+    """`x` without its last `surplus` axes of size 1 (one token taken of many), where it has as many."""
+    single = [k for k, axis in enumerate(x.layout.axes) if k and not axis]
+    if surplus <= 0 or len(single) < surplus:
+        return x
+    gone = tuple(single[-surplus:])
+    name = ctx.add(Reduce(gone, False), [x.name], call, "squeeze")
+    axes = tuple(a for k, a in enumerate(x.layout.axes) if k not in gone)
+    return Traced(name, Layout(x.layout.dims, axes))
 
 
 def merged(
@@ -186,6 +203,9 @@ def arranged_constant(ctx: Lowering, x: Traced, tensor: Tensor) -> tuple[Array, 
     for i, atom in enumerate(atoms):
         if atom.role == "batch" and split.shape[i] > 1:
             split = _equal_along(split, i)
+        if atom.role in ("time", "new") and split.shape[i] > 1:
+            first = np.take(split, [0], axis=i)
+            split = first if np.array_equal(np.broadcast_to(first, split.shape), split) else split
         if atom.role == "new" and split.shape[i] > 1:
             if atom.size != ctx.steps or steps is not None:
                 raise Refusal("a constant differs along a repeated dimension that is not time")

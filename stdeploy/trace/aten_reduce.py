@@ -27,14 +27,6 @@ def _within_channels(ctx: Lowering, call: Call, x: Traced, gone: set[Atom], mean
     return Traced(name, Layout(x.layout.dims, (kept, *x.layout.axes[1:])))
 
 
-@lowers("topk", "sort", "argsort", "argmax", "gather", "index_select", "take_along_dim")
-def selection(ctx: Lowering, call: Call) -> Traced:
-    raise Refusal(
-        "it selects by value (as pruning of tokens does), for which the graph has no operator",
-        "trace the model without the selection",
-    )
-
-
 @lowers("mean", "sum")
 def reduce(ctx: Lowering, call: Call) -> Traced:
     x = ctx.tensor(call["self"])

@@ -1,15 +1,16 @@
-"""Views: they change how a value is seen, and leave no node, except slices and concatenations of it."""
+"""Views: they change how a value is seen, and leave no node, except slices of it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from stdeploy.graph.ops import Concat, Readout, Slice
-from stdeploy.trace.axes import Atom, Atoms, Layout, LayoutError, align, length
-from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced, fresh, lowers, roles
+from stdeploy.graph.ops import Flatten, Readout, Slice
+from stdeploy.trace.axes import Atom, Atoms, Layout, length
+from stdeploy.trace.lowering import Call, Chosen, Lowering, Refusal, Traced, fresh, lowers, roles
 
 
 def _ints(value: Any) -> list[int]:
@@ -18,32 +19,32 @@ def _ints(value: Any) -> list[int]:
 
 @lowers("reshape", "view", "_unsafe_view", "view_copy")
 def reshape(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.reshape(_ints(call.get("shape", call.get("size")))))
 
 
 @lowers("flatten")
 def flatten(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.flatten(call["start_dim"], call["end_dim"]))
 
 
 @lowers("unflatten")
 def unflatten(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.unflatten(call["dim"], _ints(call["sizes"])))
 
 
 @lowers("transpose", "swapaxes", "swapdims")
 def transpose(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     first, second = list(call.arguments.values())[1:3]
     return x.view(x.layout.transpose(first, second))
 
 
 @lowers("t", "numpy_T", "mT", "matrix_H", "adjoint")
 def reverse(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     if call.operator == "numpy_T":
         return x.view(x.layout.permute(list(reversed(range(len(x.layout.dims))))))
     return x.view(x.layout.transpose(-2, -1)) if len(x.layout.dims) > 1 else x
@@ -51,27 +52,29 @@ def reverse(ctx: Lowering, call: Call) -> Traced:
 
 @lowers("permute", "permute_copy")
 def permute(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.permute(_ints(call["dims"])))
 
 
 @lowers("movedim", "moveaxis")
 def movedim(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.movedim(_ints(call["source"]), _ints(call["destination"])))
 
 
 @lowers("unsqueeze")
 def unsqueeze(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.unsqueeze(call["dim"]))
 
 
 @lowers("squeeze")
 def squeeze(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     dims = call.get("dim")
     chosen = list(range(len(x.layout.dims))) if dims is None else [x.layout.dim(i) for i in _ints(dims)]
+    if isinstance(x, Chosen):
+        return x.view(x.layout.squeeze(chosen))
     single = [i for i in chosen if x.layout.dims[i] == (ctx.time,) and ctx.time.size == 1]
     for i in sorted(single, reverse=True):
         x = _read_out(ctx, call, x, i, "last")
@@ -81,27 +84,27 @@ def squeeze(ctx: Lowering, call: Call) -> Traced:
 
 @lowers("expand", "expand_copy")
 def expand(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.expand(_ints(call["size"])))
 
 
 @lowers("expand_as")
 def expand_as(ctx: Lowering, call: Call) -> Traced:
-    x, other = ctx.tensor(call["self"]), call["other"]
+    x, other = ctx.viewed(call["self"]), call["other"]
     shape = other.shape if isinstance(other, torch.Tensor) else other.layout.shape
     return x.view(x.layout.expand(list(shape)))
 
 
 @lowers("repeat")
 def repeat(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return x.view(x.layout.repeat(_ints(call["repeats"])))
 
 
 @lowers("repeat_interleave")
 def repeat_interleave(ctx: Lowering, call: Call) -> Traced:
     """torch.repeat_interleave by one number: the copies are the inner index of their dimension."""
-    x, count, dim = ctx.tensor(call["self"]), call.get("repeats"), call.get("dim")
+    x, count, dim = ctx.viewed(call["self"]), call.get("repeats"), call.get("dim")
     if not isinstance(count, int) or dim is None:
         raise Refusal("copies in numbers that differ, or of a flattened tensor")
     index = x.layout.dim(dim)
@@ -111,7 +114,7 @@ def repeat_interleave(ctx: Lowering, call: Call) -> Traced:
 
 @lowers("tile")
 def tile(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     counts = _ints(call["dims"])
     return x.view(x.layout.repeat([1] * (len(x.layout.dims) - len(counts)) + counts))
 
@@ -125,16 +128,17 @@ def unchanged(ctx: Lowering, call: Call) -> Traced:
     if call.operator.endswith("dropout") and call.get("train"):
         raise Refusal("dropout in training mode", "call .eval() on the model")
     argument = call["self"] if "self" in call.arguments else call["input"]
-    return ctx.tensor(argument, padded=True)
+    return argument if isinstance(argument, Chosen) else ctx.tensor(argument, padded=True)
 
 
-@lowers("to", "_to_copy", "type_as", "float", "double")
+@lowers("to", "_to_copy", "type_as", "float", "double", "long")
 def cast(ctx: Lowering, call: Call) -> Traced:
     source, target = call.node.args[0], call.node.meta.get("val")
     before = source.meta.get("val") if isinstance(source, fx.Node) else None
     if before is None or target is None or before.dtype != target.dtype:
         raise Refusal("it changes the data type", "keep the model in one floating-point type")
-    return ctx.tensor(call["self"], padded=True)
+    x = call["self"]
+    return x if isinstance(x, Chosen) else ctx.tensor(x, padded=True)
 
 
 def _read_out(ctx: Lowering, call: Call, x: Traced, dim: int, mode: Any) -> Traced:
@@ -157,6 +161,10 @@ def cut(ctx: Lowering, call: Call, x: Traced, dim: int, start: int, stop: int) -
     if roles(atoms) & {"time", "batch"}:
         which = "time" if "time" in roles(atoms) else "batch"
         raise Refusal(f"it takes a part of the {which} dimension")
+    if isinstance(x, Chosen):
+        return _ranks(x, dim, start, stop)
+    x = token_axis(ctx, call, x, dim)
+    layout = x.layout
     for k, axis in enumerate(layout.axes):
         if axis[: len(atoms)] == atoms:
             inner = length(axis[len(atoms) :])
@@ -168,9 +176,31 @@ def cut(ctx: Lowering, call: Call, x: Traced, dim: int, start: int, stop: int) -
     raise Refusal("it takes a part that is not one contiguous piece of an axis")
 
 
+def token_axis(ctx: Lowering, call: Call, x: Traced, dim: int) -> Traced:
+    """The tensor with its positions on one axis of the value, where torch dimension `dim` lists all of them."""
+    layout = x.layout
+    whole = tuple(a for axis in layout.axes for a in axis)
+    if len(layout.axes) > 1 and layout.dims[dim] == whole and whole not in layout.axes:
+        return Traced(ctx.add(Flatten(), [x.name], call, "flatten"), Layout(layout.dims, (whole,)))
+    every = tuple(a for axis in layout.axes[1:] for a in axis)
+    if len(layout.axes) < 3 or layout.dims[dim] != every or every in layout.axes:
+        return x
+    name = ctx.add(Flatten(tokens=True), [x.name], call, "tokens")
+    return Traced(name, Layout(layout.dims, (layout.axes[0], every)))
+
+
+def _ranks(x: Chosen, dim: int, start: int, stop: int) -> Chosen:
+    """A part of the positions that a ranking yields."""
+    if x.layout.dims[dim] != x.slots or x.order == "index" or x.ahead:
+        raise Refusal("it takes a part of positions that are not in the order of their scores")
+    slots = fresh(stop - start)
+    dims = tuple(slots if i == dim else d for i, d in enumerate(x.layout.dims))
+    return replace(x, layout=Layout(dims, (slots,)), start=x.start + start, stop=x.start + stop)
+
+
 @lowers("slice")
 def slice_(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     dim = x.layout.dim(call["dim"])
     if call.get("step", 1) != 1:
         raise Refusal("it slices with a stride")
@@ -183,14 +213,14 @@ def slice_(ctx: Lowering, call: Call) -> Traced:
 
 @lowers("narrow")
 def narrow(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     start = int(call["start"])
     return cut(ctx, call, x, x.layout.dim(call["dim"]), start, start + int(call["length"]))
 
 
 @lowers("select")
 def select(ctx: Lowering, call: Call) -> Traced:
-    x = ctx.tensor(call["self"])
+    x = ctx.viewed(call["self"])
     return _select(ctx, call, x, x.layout.dim(call["dim"]), int(call["index"]))
 
 
@@ -238,47 +268,3 @@ def stack(ctx: Lowering, call: Call) -> Traced:
     x = first.view(first.layout.unsqueeze(call["dim"]))
     dim = x.layout.dim(call["dim"])
     return x.view(x.layout.repeat([len(tensors) if i == dim else 1 for i in range(len(x.layout.dims))]))
-
-
-@lowers("cat", "concat", "concatenate")
-def cat(ctx: Lowering, call: Call) -> Traced:
-    tensors = [ctx.tensor(t) for t in call["tensors"]]
-    if len(tensors) == 1:
-        return tensors[0]
-    first = tensors[0].layout
-    dim = first.dim(call["dim"])
-    if all(t is tensors[0] for t in tensors) and not any(a.role == "axis" for a in first.dims[dim]):
-        return tensors[0].view(
-            first.repeat([len(tensors) if i == dim else 1 for i in range(len(first.dims))])
-        )
-    axis = _joined_axis(tensors, dim)
-    new = fresh(sum(length(t.layout.dims[dim]) for t in tensors))
-    for other in tensors[1:]:
-        _same_outside(first, other.layout, dim, axis)
-    name = ctx.add(Concat(axis), [t.name for t in tensors], call, "concat")
-    dims = tuple(new if i == dim else d for i, d in enumerate(first.dims))
-    return Traced(name, Layout(dims, tuple(new if i == axis else a for i, a in enumerate(first.axes))))
-
-
-def _joined_axis(tensors: list[Traced], dim: int) -> int:
-    """The axis that is the whole of torch dimension `dim` in every tensor."""
-    for k in range(len(tensors[0].layout.axes)):
-        if all(len(t.layout.axes) > k and t.layout.axes[k] == t.layout.dims[dim] for t in tensors):
-            return k
-    raise Refusal("it joins along a dimension that is not one whole axis")
-
-
-def _same_outside(first: Layout, other: Layout, dim: int, axis: int) -> None:
-    """Refusal where the other dimensions and axes do not correspond."""
-
-    def blank(layout: Layout) -> Layout:
-        dims = [() if i == dim else d for i, d in enumerate(layout.dims)]
-        return Layout(tuple(dims), tuple(() if i == axis else a for i, a in enumerate(layout.axes)))
-
-    try:
-        a, b, pairs = align(blank(first), blank(other))
-    except LayoutError as error:
-        raise Refusal(str(error)) from error
-    match = {q: p for group in pairs for p, q in group}
-    if [[match.get(q) for q in ax] for ax in b.axes] != [list(ax) for ax in a.axes]:
-        raise Refusal("it joins tensors whose axes are arranged differently")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from torch import Tensor, fx
@@ -39,8 +39,40 @@ class Traced:
     padding: tuple[int, ...] = ()
     border: Array | None = None
 
-    def view(self, layout: Layout) -> Traced:
-        return Traced(self.name, layout, self.padding, self.border)
+    def view(self, layout: Layout) -> Self:
+        return replace(self, layout=layout)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chosen(Traced):
+    """The positions that a ranking yields, an index tensor of the model; `name` is the value of the scores.
+
+    The only axis of its layout is the slots, best first. They are the ranks `start` to `stop` of `tokens`
+    positions; `order` "any" is torch.topk(sorted=False), which leaves it open. `ranking`: number of the call.
+    The model added `shift` to the positions, behind `ahead` positions that are always kept, and, where `lead`
+    is not None, `stride` times the index of the atoms `lead`, to look them up in a flat list. `ranked`: the
+    layout of what the ranking call itself returned.
+    """
+
+    ranking: int
+    tokens: int
+    stop: int
+    largest: bool
+    order: Literal["score", "index", "any"]
+    ranked: Layout
+    start: int = 0
+    shift: int = 0
+    ahead: tuple[int, ...] = ()
+    lead: Atoms | None = None
+    stride: int = 0
+
+    @property
+    def slots(self) -> Atoms:
+        return self.layout.axes[0]
+
+
+class Withheld(Traced):
+    """The ranked scores themselves, which the graph does not keep."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,18 @@ class Recorded:
     layout: Layout
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """A Select (its node's `name`) and the ranking call of the model, counted from 0, that chooses its tokens.
+
+    `layout` is that of the call's indices, its last axis the slots.
+    """
+
+    name: str
+    ranking: int
+    layout: Layout
+
+
 @dataclass
 class Lowering:
     """The graph under construction."""
@@ -82,6 +126,9 @@ class Lowering:
     weights: dict[tuple[int, str], tuple[Tensor, Weight]] = field(default_factory=dict)
     assume_reset: bool = False
     """Whether a neuron over time and batch together is taken to start each sample at rest."""
+    rankings: dict[fx.Node, int] = field(default_factory=dict)
+    """Number of every call of the program that ranks values, in order."""
+    ranked: list[Ranked] = field(default_factory=list)
     shift_errors: dict[str, Array] = field(default_factory=dict)
     """[C] by an Affine's name: how far the model's own arithmetic may put its shift off."""
 
@@ -93,8 +140,16 @@ class Lowering:
     def value(self, traced: Traced) -> Value:
         return self.builder.value(traced.name)
 
+    def viewed(self, argument: Any) -> Traced:
+        """As `tensor`, for what only looks at it another way: positions that a ranking yields too."""
+        return argument if isinstance(argument, Chosen) else self.tensor(argument)
+
     def tensor(self, argument: Any, *, padded: bool = False) -> Traced:
         """An argument that has to be computed from the input; Refusal where it is not."""
+        if isinstance(argument, Withheld):
+            raise Refusal("it computes with the scores that a ranking sorted", "gather them by the indices")
+        if isinstance(argument, Chosen):
+            raise Refusal("it computes with the positions of a selection", "gather the tokens with them only")
         if isinstance(argument, Tensor):
             raise Refusal("it is applied to a constant where the network's values are expected")
         if not isinstance(argument, Traced):

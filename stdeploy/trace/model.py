@@ -14,13 +14,13 @@ from torch.utils import _pytree as pytree
 from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.graph import Graph, ParameterError, validate
 from stdeploy.graph.execution import Execution
-from stdeploy.graph.interpreter import steps_first
+from stdeploy.graph.interpreter import check_forced, steps_first
 from stdeploy.graph.ops import Output
 from stdeploy.graph.weight import Array
 from stdeploy.trace.aten_border import without_overwritten
 from stdeploy.trace.aten_neuron import leaks
 from stdeploy.trace.axes import Role, arrange, restore
-from stdeploy.trace.lowering import Recorded
+from stdeploy.trace.lowering import Ranked, Recorded
 from stdeploy.trace.neurons import NeuronSpec, check_settings, is_neuron, read_neurons
 from stdeploy.trace.opaque import forwards, settings_applied
 from stdeploy.trace.program import (
@@ -31,6 +31,7 @@ from stdeploy.trace.program import (
     export_program,
     placement,
 )
+from stdeploy.trace.ranking import RankingMode
 from stdeploy.trace.tracer import InputSpec, refuse_all, translate
 
 InputLayout = Literal["B", "BT", "TB"]
@@ -49,6 +50,7 @@ class TracedModel:
     settings: Mapping[str, Any]
     stateful: frozenset[str]
     one_by_one: bool = False
+    ranked: tuple[Ranked, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ class TracedModel:
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
         """Run the user's model on a batch in the Input's layout, in its own floating-point type.
 
+        Of equal scores its selections take the token with the lower index (stdeploy.trace.ranking).
         `forced` as in Executor. Where the model's neurons would leak from sample to sample (`one_by_one`), it
         runs one sample at a time. UserError where the input's shape does not fit, or forced names are unknown.
         """
@@ -75,6 +78,7 @@ class TracedModel:
         return Execution(
             outputs={k: np.concatenate([p.outputs[k] for p in parts], a) for k, a in axes.items()},
             spikes={k: np.concatenate([p.spikes[k] for p in parts], 1) for k in parts[0].spikes},
+            selections={k: np.concatenate([p.selections[k] for p in parts], 1) for k in parts[0].selections},
         )
 
     def _run(self, inputs: Array, forced: Mapping[str, Array] | None) -> Execution:
@@ -82,9 +86,7 @@ class TracedModel:
         array = np.asarray(inputs)
         batch = steps_first(node, array, self.graph.steps).shape[0 if self._layout() == "B" else 1]
         forced = dict(forced or {})
-        unknown = sorted(set(forced) - {n.name for n in self.graph.neurons})
-        if unknown:
-            raise UserError(f"forced spikes name neurons that the graph does not have: {', '.join(unknown)}")
+        check_forced(self.graph, forced)
         check_evaluated(self.module)
         spikes: dict[str, Array] = {}
         replaced = {
@@ -95,10 +97,11 @@ class TracedModel:
         x = torch.as_tensor(array).to(device, dtype)
         with torch.no_grad(), settings_applied(self.module, self.settings, is_neuron):
             self._reset()
-            with forwards(self.module, replaced):
+            ranking = RankingMode(self.graph, self.ranked, forced, batch)
+            with forwards(self.module, replaced), ranking:
                 result = self.module(x)
             self._reset()
-        return Execution(outputs=self._outputs(result, batch), spikes=spikes)
+        return Execution(self._outputs(result, batch), spikes, selections=ranking.selections)
 
     def _layout(self) -> str:
         return str(getattr(self.graph.inputs[0].op, "layout", "B"))
@@ -214,7 +217,7 @@ def _traced(
     kept = {"model": type(module).__name__, "dtype": str(dtype).removeprefix("torch."), **metadata}
     result = translate(program, module, spec, neurons, kept)
     if result.refused and result.decomposable:
-        again = translate(without_overwritten(decomposed(program)), module, spec, neurons, kept)
+        again = translate(without_overwritten(decomposed(program)), module, spec, neurons, kept, program)
         result = result if again.decomposable else again
     refuse_all(result.refused)
     if result.graph is None:
@@ -227,7 +230,9 @@ def _traced(
         raise UserError(f"the model holds values that no network runs with: {broken}", hint=hint) from error
     stateful = frozenset(path for path in result.neurons if neurons[path].stateful)
     leaky = any(leaks(call.layout) for calls in result.neurons.values() for call in calls)
-    return TracedModel(graph, module, result.neurons, result.outputs, settings, stateful, leaky)
+    return TracedModel(
+        graph, module, result.neurons, result.outputs, settings, stateful, leaky, tuple(result.ranked)
+    )
 
 
 def _steps(program: Any, layout: str, shape: tuple[int, ...], wanted: int | None) -> int:

@@ -17,26 +17,31 @@ from stdeploy.trace import (
     aten_border,
     aten_einsum,
     aten_elementwise,
+    aten_join,
     aten_layers,
     aten_matmul,
     aten_neuron,
     aten_reduce,
+    aten_select,
     aten_views,
 )
 from stdeploy.trace.axes import Atom, Layout, LayoutError
-from stdeploy.trace.lowering import REGISTRY, Lowering, Recorded, Refusal, Traced
+from stdeploy.trace.lowering import REGISTRY, Lowering, Ranked, Recorded, Refusal, Traced
 from stdeploy.trace.neurons import NeuronSpec
 from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
 from stdeploy.trace.ragged import join_heads
+from stdeploy.trace.ranking import numbered
 
 HANDLERS = (
     aten_border,
     aten_einsum,
     aten_elementwise,
+    aten_join,
     aten_layers,
     aten_matmul,
     aten_neuron,
     aten_reduce,
+    aten_select,
     aten_views,
 )
 """Modules that register lowerings."""
@@ -60,6 +65,7 @@ class Translation:
     outputs: dict[int, Recorded]
     refused: list[Unsupported]
     decomposable: bool
+    ranked: list[Ranked]
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,15 @@ def translate(
     spec: InputSpec,
     neurons: dict[str, NeuronSpec],
     metadata: Mapping[str, Any],
+    original: Any = None,
 ) -> Translation:
-    """Lower every operator; what cannot be expressed is collected, not raised."""
-    return _Translator(program, module, spec, neurons, metadata).run()
+    """Lower every operator; what cannot be expressed is collected, not raised.
+
+    `original`: the program that `program` was decomposed from, where it was.
+    """
+    translator = _Translator(program, module, spec, neurons, metadata)
+    translator.ctx.rankings = numbered(program, original or program)
+    return translator.run()
 
 
 class _Translator:
@@ -121,7 +133,9 @@ class _Translator:
             elif node.op == "output":
                 self._finish(node)
         graph = None if self.refused else _reachable(join_heads(self.ctx.builder.build()))
-        return Translation(graph, self.ctx.calls, self.outputs, self.refused, self.decomposable)
+        return Translation(
+            graph, self.ctx.calls, self.outputs, self.refused, self.decomposable, self.ctx.ranked
+        )
 
     def _input(self) -> Traced:
         spec = self.spec

@@ -18,6 +18,7 @@ from tests.families.qkformer import QKFormer
 from tests.families.sdt import SpikeDrivenTransformer
 from tests.families.spikformer import Spikformer
 from tests.families.spikingformer import Spikingformer
+from tests.families.stata import Stata
 
 IMAGE, FRAMES = (3, 12, 8), (STEPS, 2, 12, 8)
 
@@ -50,6 +51,15 @@ class Family:
 
 
 MAXIMUM = "a maximum over real values"
+TOKENS = (
+    "do not depend on values",
+    "only a scale inside",
+    "lists the positions",
+    "concatenation along positions",
+    "slice along positions",
+    "reduction over axes",
+)
+"""What NIR lacks for a pruned list of tokens."""
 
 FAMILIES: dict[str, Family] = {
     "Spikformer, Linear, (QKᵀ)V": Family(partial(Spikformer, "linear")),
@@ -73,6 +83,8 @@ FAMILIES: dict[str, Family] = {
     "QKFormer, neuron over T*B, --assume-reset-per-sample": Family(
         partial(QKFormer, leaky=True), nir=(MAXIMUM,), one_by_one=True
     ),
+    "Spikformer, tokens pruned (STATA)": Family(Stata, nir=TOKENS),
+    "Spikformer, tokens pruned, kept in place": Family(partial(Stata, by_index=True), nir=TOKENS),
     "Max-Former": Family(MaxFormer, (3, 24, 16), nir=(MAXIMUM,)),
 }
 """By name, as the README lists them."""
