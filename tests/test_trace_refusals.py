@@ -69,7 +69,7 @@ class Body(nn.Module):
         (lambda m, x: m.lif(x.transpose(0, 1)).transpose(0, 1), "first dimension is batch"),
         (lambda m, x: m.lif(x.transpose(0, 2)).transpose(0, 2), "first dimension is axis"),
         (lambda m, x: m.mix(x), "mixes the x axis, not the channels"),
-        (lambda m, x: x.flatten(3).gather(3, x.flatten(3).topk(2).indices).mean(3)[..., None, None], "selects by value"),
+        (lambda m, x: x.flatten(3).gather(3, x.flatten(3).topk(2).indices).mean(3)[..., None, None], "one score a token"),
         (lambda m, x: x.reshape(3, -1, 6, 5, 4), "cut across"),
         (lambda m, x: x - x.mean(1, keepdim=True), "over the batch"),
         (lambda m, x: x[:2].repeat(2, 1, 1, 1, 1)[:3], "part of the time dimension"),
