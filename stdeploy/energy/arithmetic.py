@@ -2,7 +2,7 @@
 
 `operations` is what a dense execution makes, one per element that is combined; `active` those with a nonzero
 operand (an Add: with both nonzero, since adding nothing costs nothing). A real-valued operand is dense: there all
-operations are active.
+operations are active. A Select compares every score once per step; all its comparisons are active.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def arithmetic_constants(node: Node, graph: Graph) -> dict[str, int]:
         operations = pool_windows(node, shapes[0][1:]).pairs * shapes[0][0]
     elif isinstance(node.op, ops.Reduce):
         operations = inputs
+    elif isinstance(node.op, ops.Select):
+        operations = int(np.prod(shapes[1]))
     elif isinstance(node.op, ops.Readout):
         operations = inputs * _read(node.op, node, graph)
     return {"inputs": inputs, "outputs": outputs, "operations": operations}
@@ -42,7 +44,7 @@ def count_arithmetic(node: Node, signals: Signals, operations: int) -> dict[str,
     """Quantities of role "arithmetic", `[rows, B]` int64."""
     rows = signals.rows(node.name)
     every = np.full((rows, signals.batch), operations, np.int64)
-    if any(signals.is_real(name) for name in node.inputs):
+    if isinstance(node.op, ops.Select) or any(signals.is_real(name) for name in node.inputs):
         return {"events": _events(node, signals, rows), "active": every}
     masks = [signals.nonzero(name) for name in node.inputs]
     events = _events(node, signals, rows)

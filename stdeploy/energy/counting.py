@@ -54,6 +54,7 @@ ROLES: dict[type[ops.Op], Role | None] = {
     ops.Flatten: None,
     ops.Concat: None,
     ops.Slice: None,
+    ops.Select: "arithmetic",
     ops.Readout: "arithmetic",
     ops.Output: None,
 }
@@ -108,12 +109,15 @@ class Counter:
         self._totals = [JointTally(tuple(QUANTITIES[layer.role])) for layer in self._layers]
         self._network = JointTally((*NETWORK, *(f"static.{name}" for name in NETWORK)))
 
-    def add(self, inputs: Array, spikes: Mapping[str, Array]) -> None:
+    def add(
+        self, inputs: Array, spikes: Mapping[str, Array], selections: Mapping[str, Array] | None = None
+    ) -> None:
         """Count a batch: `inputs` in the Input's layout, `spikes [T, B, *shape]` by neuron name.
 
-        UserError where they do not fit the graph; then nothing of the batch was counted.
+        `selections`: as Execution has them, where the network selects tokens by real-valued scores. UserError where
+        anything does not fit the graph; then nothing of the batch was counted.
         """
-        signals = Signals(self.graph, inputs, spikes)
+        signals = Signals(self.graph, inputs, spikes, selections)
         reach = Reach(signals)
         counted = [layer.count(signals, reach) for layer in self._layers]
         if not signals.batch:
@@ -189,8 +193,8 @@ def count_executor(
     axis = 1 if node.op.layout == "TB" else 0
     for start in range(0, total, batch):
         part = inputs[(slice(None),) * axis + (slice(start, start + batch),)]
-        spikes = executor.run(part).spikes
-        counter.add(part, spikes if source is None else spikes_of(graph, source, spikes))
+        run = executor.run(part)
+        counter.add(part, run.spikes if source is None else spikes_of(graph, source, run.spikes), run.selections)
         if progress is not None:
             progress(part.shape[axis])
     return counter.ledger()

@@ -149,6 +149,10 @@ def _slice(reach: Reach, node: Node) -> Array:
     return x[(slice(None),) * (op.axis + 2) + (slice(op.start, op.stop),)]
 
 
+def _select(reach: Reach, node: Node) -> Array:
+    return reach.signals.picked(node, reach.full(node.inputs[0]))
+
+
 REACH: dict[type[ops.Op], Any] = {
     ops.Input: _event,
     ops.Constant: _none,
@@ -166,5 +170,6 @@ REACH: dict[type[ops.Op], Any] = {
     ops.Flatten: _flatten,
     ops.Concat: _concat,
     ops.Slice: _slice,
+    ops.Select: _select,
 }
 """Where events arrive, by operator; after the last neuron nothing asks, so a Readout has no rule."""

@@ -18,17 +18,27 @@ from stdeploy.graph import ops
 from stdeploy.graph.execution import batch_size
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.interpreter import EVALUATE, steps_first
+from stdeploy.graph.selection import pick, ranked, score_domain, select_of
+from stdeploy.graph.value import REAL, Domain
 from stdeploy.graph.weight import Array
 
 
 class Signals:
     """Values of one batch, `[rows, B, *shape]`; rows = T for a per-step value, else 1. Computed on demand, once.
 
+    `selections` are the positions that an executor chose at each Select; those not given are chosen here.
     Raises UserError where the inputs or spikes do not fit the graph, are not finite, or not 0 and 1.
     """
 
-    def __init__(self, graph: Graph, inputs: Array, spikes: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Array,
+        spikes: Mapping[str, Array],
+        selections: Mapping[str, Array] | None = None,
+    ) -> None:
         self.graph = graph
+        self._selections = dict(selections or {})
         (node,) = graph.inputs
         if not isinstance(node.op, ops.Input):
             raise TypeError(f"{node.name} is not an Input")
@@ -95,8 +105,23 @@ class Signals:
         """`values` of a node with as many rows and samples as its consumer has."""
         return np.broadcast_to(values, (rows, self.batch, *self.graph[name].value.shape))
 
+    def picked(self, node: Node, values: Array) -> Array:
+        """What a Select keeps of `values` of its first input."""
+        op, rows = select_of(node), self.rows(node.name)
+        name, scores = node.inputs
+        if node.name not in self._selections:
+            key = self.real(scores) if self.is_real(scores) else self.units(scores)
+            unit = REAL if self.is_real(scores) else Domain(1.0, score_domain(self.graph, node).maximum)
+            numbers = self.operand(scores, rows, key).reshape(rows, self.batch, -1).astype(np.float64)
+            self._selections[node.name] = ranked(op, numbers, unit)
+        chosen = np.broadcast_to(self._selections[node.name], (rows, self.batch, op.count))
+        kept = pick(_merge(self.operand(name, rows, values)), _merge(chosen))
+        return kept.reshape(rows, self.batch, *kept.shape[1:])
+
     def _evaluate(self, node: Node) -> Array:
         op = node.op
+        if isinstance(op, ops.Select):
+            return self.picked(node, self.real(node.inputs[0]))
         if isinstance(op, ops.Constant):
             return _constant(op)
         if isinstance(op, ops.Readout):
@@ -250,6 +275,10 @@ def _units_of_slice(signals: Signals, node: Node) -> Array:
     return x[(slice(None),) * (op.axis + 2) + (slice(op.start, op.stop),)]
 
 
+def _units_of_select(signals: Signals, node: Node) -> Array:
+    return signals.picked(node, signals.units(node.inputs[0]))
+
+
 INTEGER: dict[type[ops.Op], Any] = {
     ops.Constant: _units_of_constant,
     ops.Linear: _units_of_linear,
@@ -263,6 +292,7 @@ INTEGER: dict[type[ops.Op], Any] = {
     ops.Flatten: _units_of_flatten,
     ops.Concat: _units_of_concat,
     ops.Slice: _units_of_slice,
+    ops.Select: _units_of_select,
     ops.Readout: _units_of_readout,
     ops.Output: _units_same,
 }
