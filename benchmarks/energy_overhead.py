@@ -78,7 +78,12 @@ def main() -> None:
     torch.manual_seed(0)
     net = Spikformer(spikformer_cifar10()).eval()
     calibrate_batchnorm(net, torch.randn(2, 3, 32, 32), tries=6)
-    document = {"stdeploy": stdeploy.__version__, "torch": torch.__version__, "rounds": ROUNDS, "batch": BATCH}
+    document = {
+        "stdeploy": stdeploy.__version__,
+        "torch": torch.__version__,
+        "rounds": ROUNDS,
+        "batch": BATCH,
+    }
     document["dense"] = measure(net)
     prune(net, "l1p", 0.8)
     document["l1p 80 %"] = measure(net.eval())

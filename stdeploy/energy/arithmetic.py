@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stdeploy.energy.attention import size_of
 from stdeploy.energy.signals import Signals
+from stdeploy.energy.sums import per_sample
 from stdeploy.energy.windows import pool_windows
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
@@ -50,7 +50,7 @@ def count_arithmetic(node: Node, signals: Signals, operations: int) -> dict[str,
     events = _events(node, signals, rows)
     if isinstance(node.op, ops.Add):
         left, right = (signals.operand(n, rows, m) for n, m in zip(node.inputs, masks, strict=True))
-        return {"events": events, "active": size_of(left & right)}
+        return {"events": events, "active": per_sample(left & right)}
     if isinstance(node.op, ops.MaxPool | ops.AvgPool):
         (mask,) = masks
         reach = pool_windows(node, mask.shape[3:]).reach.reshape(-1)
@@ -68,7 +68,7 @@ def _events(node: Node, signals: Signals, rows: int) -> Array:
             size = int(np.prod(signals.graph[name].value.shape))
             part = np.full((signals.rows(name), signals.batch), size, np.int64)
         else:
-            part = np.broadcast_to(size_of(signals.nonzero(name)), (signals.rows(name), signals.batch))
+            part = np.broadcast_to(per_sample(signals.nonzero(name)), (signals.rows(name), signals.batch))
         if isinstance(node.op, ops.Readout):
             part = part[-1:] if node.op.mode == "last" else part.sum(0, keepdims=True)
         total = total + part

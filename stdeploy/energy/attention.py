@@ -7,13 +7,14 @@ Sums over pairs are products of sums along the shared axis, so no product is red
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from stdeploy.energy.signals import Signals, float_for
+from stdeploy.energy.sums import over_last, over_second_last, per_sample
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.interpreter import EVALUATE
@@ -32,6 +33,7 @@ class Order:
     executed: Literal["qk", "kv"]
     heads: tuple[int, ...]
     v_heads: tuple[int, ...]
+    nodes: tuple[str, str]
 
     @property
     def products(self) -> dict[str, tuple[ops.MatMul, ops.MatMul]]:
@@ -64,9 +66,11 @@ def orders(graph: Graph) -> Iterator[Order]:
             continue
         name = f"{node.name}.order"
         if executed == "qk":
-            yield Order(name, node.source, q, k, v, "qk", first.op.heads_a, op.heads_b)
+            yield Order(
+                name, node.source, q, k, v, "qk", first.op.heads_a, op.heads_b, (first.name, node.name)
+            )
         else:
-            yield Order(name, node.source, q, k, v, "kv", op.heads_a, op.heads_b)
+            yield Order(name, node.source, q, k, v, "kv", op.heads_a, op.heads_b, (first.name, node.name))
 
 
 def pairs_of(op: ops.MatMul, a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -84,18 +88,13 @@ def count_matmul(op: ops.MatMul, a: Array, b: Array) -> dict[str, Array]:
     masks = a.dtype == np.bool_ or b.dtype == np.bool_
     total_left, total_right = (left, right) if masks else sums(op, a, b)
     return {
-        "left_events": size_of(a != 0),
-        "right_events": size_of(b != 0),
+        "left_events": per_sample(a != 0),
+        "right_events": per_sample(b != 0),
         "coincidence": _paired(left, right),
         "left_driven": _paired(left, all_right),
         "right_driven": _paired(all_left, right),
         "unary": _paired(total_left, total_right),
     }
-
-
-def size_of(mask: Array) -> Array:
-    """`[rows, B]` number of True of a mask, int64."""
-    return np.asarray(np.count_nonzero(mask.reshape(*mask.shape[:2], -1), axis=-1), dtype=np.int64)
 
 
 def _paired(left: Array, right: Array) -> Array:
@@ -106,59 +105,60 @@ def sums(op: ops.MatMul, a: Array, b: Array) -> tuple[Array, Array]:
     """Each operand `[rows, B, *shape]` summed along what only it has; sum(left * right) is over all pairs."""
     left, right = _flat(a), _flat(b)
     if op.over == "channels":
-        return _sum(left, -1), _sum(right, -1)
+        return over_last(left), over_last(right)
     if op.over == "keys":
         tokens = int(np.prod(b.shape[3:]))
-        return _sum(a.reshape(*a.shape[:3], -1, tokens), -2), _by_head(right, op.heads_b)
+        return over_second_last(a.reshape(*a.shape[:3], -1, tokens)), _by_head(right, op.heads_b)
     if op.over == "tokens":
         return _by_head(left, op.heads_a), _by_head(right, op.heads_b)
     widths = tuple(n for m, n in zip(op.heads_a, op.heads_b, strict=True) for _ in range(m))
-    return _sum(left, -1), _by_head(right, widths)[..., 0]
+    return over_last(left), _by_head(right, widths)[..., 0]
 
 
 def _flat(x: Array) -> Array:
     return x.reshape(*x.shape[:3], -1)
 
 
-def _sum(x: Array, axis: int) -> Array:
-    return np.asarray(x.sum(axis, dtype=np.int64))
-
-
 def _by_head(x: Array, heads: tuple[int, ...]) -> Array:
     """`[rows, B, H, n]` sums of `x [rows, B, C, n]` over each head's channels; a head may be empty."""
     if len(set(heads)) == 1 and heads[0]:
         split = x.reshape(*x.shape[:2], len(heads), heads[0], x.shape[3])
-        return np.asarray(split.sum(3, dtype=np.int64))
+        return over_second_last(split)
     ends = np.cumsum(heads)
-    parts = [x[:, :, e - n : e].sum(2, dtype=np.int64) for n, e in zip(heads, ends, strict=True)]
+    parts = [over_second_last(x[:, :, e - n : e]) for n, e in zip(heads, ends, strict=True)]
     return np.stack(parts, axis=2)
 
 
-def count_order(order: Order, signals: Signals) -> dict[str, Array]:
-    """Quantities of role "order", `[rows, B]` int64: both products of both orders."""
+def count_order(
+    order: Order, signals: Signals, counted: Mapping[str, Mapping[str, Array]]
+) -> dict[str, Array]:
+    """Quantities of role "order", `[rows, B]` int64; `counted` are those of the executed products, by node."""
     names = order.q, order.k, order.v
     rows = max(signals.rows(n) for n in names)
     q, k, v = (signals.operand(n, rows, signals.units(n)) for n in names)
     (scores, keys), (tokens, pairs) = order.products["qk"], order.products["kv"]
-    maximum = [signals.graph[n].value.domain.maximum or 0 for n in names]
-    bound = maximum[0] * maximum[1] * maximum[2] * max(int(np.prod(q.shape[3:])), max(order.heads, default=1))
-    score = _product(scores, q, k, bound)
-    state = _product(tokens, k, v, bound)
-    out: dict[str, Array] = {}
-    for label, parts in {
-        "qk": (count_matmul(scores, q, k), count_matmul(keys, score, v)),
-        "kv": (count_matmul(tokens, k, v), count_matmul(pairs, q, state)),
-    }.items():
-        for name in ("coincidence", "left_driven", "right_driven", "unary"):
-            out[f"{label}.{name}"] = parts[0][name] + parts[1][name]
-    return out
+    if order.executed == "qk":
+        state = _product(tokens, k, v, signals)
+        other = count_matmul(tokens, k, v), count_matmul(pairs, q, state)
+    else:
+        other = count_matmul(scores, q, k), count_matmul(keys, _product(scores, q, k, signals), v)
+    done = tuple(counted[n] for n in order.nodes)
+    sides = {"qk": done, "kv": other} if order.executed == "qk" else {"qk": other, "kv": done}
+    return {
+        f"{label}.{name}": np.broadcast_to(first[name] + second[name], (rows, signals.batch))
+        for label, (first, second) in sides.items()
+        for name in ("coincidence", "left_driven", "right_driven", "unary")
+    }
 
 
-def _product(op: ops.MatMul, a: Array, b: Array, bound: int) -> Array:
-    kind = float_for(max(1, bound))
+def _product(op: ops.MatMul, a: Array, b: Array, signals: Signals) -> Array:
+    terms = int(np.prod(a.shape[3:])) if op.over == "tokens" else max(op.heads_a, default=1)
+    kind = float_for(max(1, terms * int(a.max(initial=0)) * int(b.max(initial=0))))
     merged = [x.reshape(-1, *x.shape[2:]).astype(kind) for x in (a, b)]
-    y = EVALUATE[ops.MatMul](op, merged, np.dtype(kind), 0)
-    return np.asarray(y).reshape(*a.shape[:2], *y.shape[1:])
+    y = np.asarray(EVALUATE[ops.MatMul](op, merged, np.dtype(kind), 0))
+    return y.astype(
+        np.uint8 if terms < 256 and a.max(initial=0) <= 1 and b.max(initial=0) <= 1 else np.int64
+    ).reshape(*a.shape[:2], *y.shape[1:])
 
 
 def order_constants(order: Order, graph: Graph) -> dict[str, int]:
@@ -179,13 +179,13 @@ def count_gate(node: Node, signals: Signals) -> dict[str, Array]:
     left, right = (signals.operand(n, rows, signals.nonzero(n)) for n in node.inputs)
     spread = np.broadcast_shapes(left.shape, right.shape)
     out = {
-        "left_events": size_of(left),
-        "right_events": size_of(right),
-        "coincidence": size_of(left & right),
-        "left_driven": size_of(np.broadcast_to(left, spread)),
-        "right_driven": size_of(np.broadcast_to(right, spread)),
+        "left_events": per_sample(left),
+        "right_events": per_sample(right),
+        "coincidence": per_sample(left & right),
+        "left_driven": per_sample(np.broadcast_to(left, spread)),
+        "right_driven": per_sample(np.broadcast_to(right, spread)),
     }
     if any(signals.is_real(n) for n in (*node.inputs, node.name)):
         return {**out, "unary": out["coincidence"]}
     product = signals.units(node.name)
-    return {**out, "unary": product.reshape(*product.shape[:2], -1).sum(-1, dtype=np.int64)}
+    return {**out, "unary": per_sample(product)}

@@ -26,6 +26,7 @@ from stdeploy.energy.attention import (
 from stdeploy.energy.ledger import NETWORK, QUANTITIES, Class, LayerCount, Ledger, Role
 from stdeploy.energy.reach import Reach
 from stdeploy.energy.signals import Signals
+from stdeploy.energy.sums import per_sample
 from stdeploy.energy.synaptic import Synapses, count_synapses, input_class, synapses
 from stdeploy.energy.tally import JointTally, Tally
 from stdeploy.errors import Unsupported, UnsupportedError, UserError
@@ -64,6 +65,12 @@ LARGEST_COUNT = (1 << 31) - 1
 """Bound of an input that is counted as integers (event frames)."""
 
 
+Counted = Mapping[str, Mapping[str, Array]]
+"""Quantities of the layers that were counted before, by name."""
+
+CountFunction = Callable[[Signals, Reach, Counted], Mapping[str, Array]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Layer:
     """One entry of the ledger to come: its facts, and what counts it on a batch's signals."""
@@ -76,7 +83,7 @@ class _Layer:
     input_class: Class
     scale: float
     constants: dict[str, int]
-    count: Callable[[Signals, Reach], Mapping[str, Array]] = field(repr=False)
+    count: CountFunction = field(repr=False)
 
     def rows(self, steps: int) -> int:
         return steps if self.time == "step" else 1
@@ -106,8 +113,8 @@ class Counter:
             for r in range(layer.rows(steps))
         ]
         self._steps = Tally(len(self._rows))
-        self._totals = [JointTally(tuple(QUANTITIES[layer.role])) for layer in self._layers]
-        self._network = JointTally((*NETWORK, *(f"static.{name}" for name in NETWORK)))
+        network = (*NETWORK, *(f"static.{name}" for name in NETWORK))
+        self._totals = JointTally([*(tuple(QUANTITIES[layer.role]) for layer in self._layers), network])
 
     def add(
         self, inputs: Array, spikes: Mapping[str, Array], selections: Mapping[str, Array] | None = None
@@ -119,19 +126,16 @@ class Counter:
         """
         signals = Signals(self.graph, inputs, spikes, selections)
         reach = Reach(signals)
-        counted = [layer.count(signals, reach) for layer in self._layers]
+        by_name: dict[str, Mapping[str, Array]] = {}
+        for layer in self._layers:
+            by_name[layer.name] = layer.count(signals, reach, by_name)
+        counted = list(by_name.values())
         if not signals.batch:
             return
-        steps, batch = self.graph.steps, signals.batch
-        whole = [
-            {q: np.broadcast_to(array, (layer.rows(steps), batch)) for q, array in quantities.items()}
-            for layer, quantities in zip(self._layers, counted, strict=True)
-        ]
-        self._steps.add(np.stack([whole[i][q][r] for i, q, r in self._rows]))
-        totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in whole]
-        for tally, quantities in zip(self._totals, totals, strict=True):
-            tally.add(quantities)
-        self._network.add(_network(self._layers, totals, batch))
+        batch = signals.batch
+        self._steps.add(np.stack([counted[i][q][r] for i, q, r in self._rows]))
+        totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in counted]
+        self._totals.add([*totals, _network(self._layers, totals, batch)])
         self.samples += batch
 
     def ledger(self) -> Ledger:
@@ -141,6 +145,7 @@ class Counter:
         steps: list[dict[str, list[Any]]] = [{} for _ in self._layers]
         for place, (i, quantity, _) in enumerate(self._rows):
             steps[i].setdefault(quantity, []).append(self._steps.moments(place))
+        *totals, network = self._totals.joints()
         layers = tuple(
             LayerCount(
                 layer.name,
@@ -152,11 +157,11 @@ class Counter:
                 layer.scale,
                 layer.constants,
                 {q: tuple(rows) for q, rows in steps[i].items()},
-                self._totals[i].joint(),
+                totals[i],
             )
             for i, layer in enumerate(self._layers)
         )
-        return Ledger(self.samples, self.graph.steps, layers, self._network.joint(), self._facts)
+        return Ledger(self.samples, self.graph.steps, layers, network, self._facts)
 
 
 def count(graph: Graph, inputs: Array, spikes: Mapping[str, Array], *, input_class: Class = "real") -> Ledger:
@@ -194,7 +199,9 @@ def count_executor(
     for start in range(0, total, batch):
         part = inputs[(slice(None),) * axis + (slice(start, start + batch),)]
         run = executor.run(part)
-        counter.add(part, run.spikes if source is None else spikes_of(graph, source, run.spikes), run.selections)
+        counter.add(
+            part, run.spikes if source is None else spikes_of(graph, source, run.spikes), run.selections
+        )
         if progress is not None:
             progress(part.shape[axis])
     return counter.ledger()
@@ -275,22 +282,22 @@ def joint_class(graph: Graph, names: tuple[str, ...]) -> Class:
     return "real" if "real" in classes else "count" if "count" in classes else "binary"
 
 
-_Counted = tuple[dict[str, int], Callable[[Signals, Reach], Mapping[str, Array]]]
+_Facts = tuple[dict[str, int], CountFunction]
 
 
-def _synapse(node: Node, graph: Graph) -> _Counted:
+def _synapse(node: Node, graph: Graph) -> _Facts:
     layer: Synapses = synapses(node, graph)
-    return layer.constants, lambda signals, reach: count_synapses(layer, signals)
+    return layer.constants, lambda signals, reach, counted: count_synapses(layer, signals)
 
 
-def _attention(node: Node, graph: Graph) -> _Counted:
+def _attention(node: Node, graph: Graph) -> _Facts:
     op = node.op
     if not isinstance(op, ops.MatMul):
         raise TypeError(f"{node.name} is not a MatMul")
     a, b = (value.shape for value in graph.values(node))
     constants = _product_constants(node, graph, pairs_of(op, a, b))
 
-    def counter(signals: Signals, reach: Reach) -> Mapping[str, Array]:
+    def counter(signals: Signals, reach: Reach, counted: Counted) -> Mapping[str, Array]:
         real = any(signals.is_real(n) for n in node.inputs)
         left, right = (signals.nonzero(n) if real else signals.units(n) for n in node.inputs)
         rows = signals.rows(node.name)
@@ -301,9 +308,9 @@ def _attention(node: Node, graph: Graph) -> _Counted:
     return constants, counter
 
 
-def _product(node: Node, graph: Graph) -> _Counted:
+def _product(node: Node, graph: Graph) -> _Facts:
     constants = _product_constants(node, graph, int(np.prod(node.value.shape)))
-    return constants, lambda signals, reach: count_gate(node, signals)
+    return constants, lambda signals, reach, counted: count_gate(node, signals)
 
 
 def _product_constants(node: Node, graph: Graph, dense: int) -> dict[str, int]:
@@ -311,7 +318,7 @@ def _product_constants(node: Node, graph: Graph, dense: int) -> dict[str, int]:
     return {"left": left, "right": right, "outputs": int(np.prod(node.value.shape)), "dense": dense}
 
 
-def _neuron(node: Node, graph: Graph) -> _Counted:
+def _neuron(node: Node, graph: Graph) -> _Facts:
     op = node.op
     if not isinstance(op, ops.Neuron):
         raise TypeError(f"{node.name} is not a Neuron")
@@ -322,17 +329,16 @@ def _neuron(node: Node, graph: Graph) -> _Counted:
         "parameters": sum(p.size for p in parameters if p.ndim),
     }
 
-    def counter(signals: Signals, reach: Reach) -> Mapping[str, Array]:
-        spikes = signals.units(node.name)
-        fired = np.count_nonzero(spikes.reshape(*spikes.shape[:2], -1), axis=-1).astype(np.int64)
-        return {"touched": reach.count(node), "spikes": fired}
+    def counter(signals: Signals, reach: Reach, counted: Counted) -> Mapping[str, Array]:
+        fired = signals.nonzero(node.name)
+        return {"touched": reach.count(node), "spikes": per_sample(fired)}
 
     return constants, counter
 
 
-def _arithmetic(node: Node, graph: Graph) -> _Counted:
+def _arithmetic(node: Node, graph: Graph) -> _Facts:
     constants = arithmetic_constants(node, graph)
-    return constants, lambda signals, reach: count_arithmetic(node, signals, constants["operations"])
+    return constants, lambda signals, reach, counted: count_arithmetic(node, signals, constants["operations"])
 
 
 def _order(order: Order, graph: Graph) -> _Layer:
@@ -347,11 +353,11 @@ def _order(order: Order, graph: Graph) -> _Layer:
         joint_class(graph, names),
         1.0,
         order_constants(order, graph),
-        lambda signals, reach: count_order(order, signals),
+        lambda signals, reach, counted: count_order(order, signals, counted),
     )
 
 
-_COUNTERS: dict[Role, Callable[[Node, Graph], _Counted]] = {
+_COUNTERS: dict[Role, Callable[[Node, Graph], _Facts]] = {
     "synapse": _synapse,
     "attention": _attention,
     "product": _product,

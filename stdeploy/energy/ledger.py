@@ -195,6 +195,8 @@ class LayerCount:
         total = Joint.from_json(d["total"])
         if set(steps) != set(QUANTITIES[role]) or set(total.each) != set(steps):
             raise ValueError(f"{d['name']} does not have the quantities of its role")
+        if set(d["constants"]) != set(CONSTANTS[role]):
+            raise ValueError(f"{d['name']} does not have the constants of its role")
         return cls(
             str(d["name"]),
             str(d["kind"]),

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.energy.attention import size_of
 from stdeploy.energy.signals import Signals
+from stdeploy.energy.sums import per_sample
 from stdeploy.energy.windows import conv_windows, pool_windows
 from stdeploy.graph import ops
-from stdeploy.graph.graph import Node
+from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.weight import Array
 
 
@@ -24,6 +24,7 @@ class Reach:
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
         self._masks: dict[str, Array] = {}
+        self.constant = _constants(signals.graph)
 
     def count(self, node: Node) -> Array:
         """How many neurons of a neuron layer are touched, `[T, B]` int64."""
@@ -31,13 +32,19 @@ class Reach:
         shape = node.value.shape
         times = shape[0] if shape and mask.shape[2] == 1 else 1
         steps, batch = self.signals.graph.steps, self.signals.batch
-        return np.broadcast_to(size_of(mask) * times, (steps, batch))
+        return np.broadcast_to(per_sample(mask) * times, (steps, batch))
 
     def mask(self, name: str) -> Array:
         """Where an event arrives at the value of node `name`."""
         if name not in self._masks:
             self._masks[name] = REACH[type(self.signals.graph[name].op)](self, self.signals.graph[name])
         return self._masks[name]
+
+    def present(self, name: str) -> Array:
+        """Where the value can differ from zero: by an event or, before any weight, by a constant."""
+        if name not in self.constant:
+            return self.full(name)
+        return self.signals.nonzero(name)
 
     def full(self, name: str) -> Array:
         """The mask with all its channels."""
@@ -47,6 +54,19 @@ class Reach:
     def operands(self, node: Node) -> list[Array]:
         rows = self.signals.rows(node.name)
         return [self.signals.operand(n, rows, self.full(n)) for n in node.inputs]
+
+
+def _constants(graph: Graph) -> frozenset[str]:
+    """Values that a Constant of the graph, and not only events, makes differ from zero."""
+    found: set[str] = set()
+    for node in graph:
+        if isinstance(node.op, ops.Constant):
+            found.add(node.name)
+        elif not isinstance(node.op, ops.Neuron | ops.Mul | ops.MatMul):
+            found.update([node.name] if any(n in found for n in node.inputs) else [])
+        elif not isinstance(node.op, ops.Neuron) and all(n in found for n in node.inputs):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _event(reach: Reach, node: Node) -> Array:
@@ -110,15 +130,19 @@ def _either(reach: Reach, node: Node) -> Array:
     return np.asarray(a | b)
 
 
-def _both(reach: Reach, node: Node) -> Array:
-    a, b = reach.operands(node)
-    return np.asarray(a & b)
-
-
-def _matmul(reach: Reach, node: Node) -> Array:
-    if not reach.signals.is_real(node.name):
+def _product(reach: Reach, node: Node) -> Array:
+    """An event meets an event, or a constant that is not zero: a constant is a weight there."""
+    if not reach.signals.is_real(node.name) and not all(n in reach.constant for n in node.inputs):
         return reach.signals.nonzero(node.name)
-    return np.asarray(reach.signals.linear_map(node, reach.operands(node), np.float32) > 0)
+    rows = reach.signals.rows(node.name)
+    a, b = reach.operands(node)
+    there_a, there_b = (reach.signals.operand(n, rows, reach.present(n)) for n in node.inputs)
+    if isinstance(node.op, ops.Mul):
+        return np.asarray((a & there_b) | (there_a & b))
+    first, second = (
+        reach.signals.linear_map(node, pair, np.float32) for pair in ([a, there_b], [there_a, b])
+    )
+    return np.asarray(first + second > 0)
 
 
 def _reduce(reach: Reach, node: Node) -> Array:
@@ -165,8 +189,8 @@ REACH: dict[type[ops.Op], Any] = {
     ops.AvgPool: _pool,
     ops.Reduce: _reduce,
     ops.Add: _either,
-    ops.Mul: _both,
-    ops.MatMul: _matmul,
+    ops.Mul: _product,
+    ops.MatMul: _product,
     ops.Flatten: _flatten,
     ops.Concat: _concat,
     ops.Slice: _slice,

@@ -13,6 +13,7 @@ import numpy as np
 
 from stdeploy.energy.ledger import Class
 from stdeploy.energy.signals import Signals, float_for
+from stdeploy.energy.sums import per_sample
 from stdeploy.energy.windows import Windows, conv_windows
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
@@ -81,22 +82,22 @@ def synapses(node: Node, graph: Graph) -> Synapses:
 def count_synapses(layer: Synapses, signals: Signals) -> dict[str, Array]:
     """Every quantity of role "synapse", `[rows, B]` int64; see stdeploy.energy.ledger.QUANTITIES."""
     kind = input_class(signals.graph, layer.input)
-    nonzero = signals.nonzero(layer.input)
-    events = channel_sums(nonzero).sum(-1)
+    rows = signals.rows(layer.input)
+    nonzero = signals.operand(layer.input, rows, signals.nonzero(layer.input))
+    events = per_sample(nonzero)
     synops, blind = _reached(layer, nonzero, 1)
     if kind == "binary":
         return _quantities(events, np.zeros_like(events), events, synops, synops, blind, blind)
     if kind == "count":
-        units = signals.units(layer.input)
+        units = signals.operand(layer.input, rows, signals.units(layer.input))
         largest = int(units.max(initial=0))
         unary, blind_sum = _reached(layer, units, largest) if largest > 1 else (synops, blind)
-        several = channel_sums(units > 1).sum(-1)
-        return _quantities(events, several, channel_sums(units).sum(-1), synops, unary, blind, blind_sum)
+        several = per_sample(units > 1)
+        return _quantities(events, several, per_sample(units), synops, unary, blind, blind_sum)
     fixed = _fixed(signals.real(layer.input), layer.constants["dense"] * signals.graph.steps)
-    rows = fixed.shape[0], fixed.shape[1], -1
-    several = (np.abs(fixed) > FIXED).reshape(rows).sum(-1)
-    blind_sum = (fixed * layer.windows.reach.reshape(_positions(layer, fixed))).reshape(rows).sum(-1)
-    magnitude = np.abs(fixed).reshape(rows).sum(-1)
+    fixed = signals.operand(layer.input, rows, fixed).reshape(*nonzero.shape[:3], *layer.windows.shape)
+    several, magnitude = per_sample(np.abs(fixed) > FIXED), per_sample(np.abs(fixed))
+    blind_sum = per_sample(fixed * layer.windows.reach)
     return _quantities(events, several, magnitude, synops, synops, blind, blind_sum * layer.full)
 
 
@@ -109,17 +110,6 @@ def input_class(graph: Graph, name: str) -> Class:
     """How the values of a node are counted."""
     kind = graph[name].value.domain.kind
     return "binary" if kind == "spike" else kind
-
-
-def channel_sums(x: Array) -> Array:
-    """`[rows, B, C]` sums of `x [rows, B, C, *positions]` over the positions, int64."""
-    flat = x.reshape(*x.shape[:3], -1)
-    return np.asarray(flat.sum(-1, dtype=np.uint32 if x.dtype.itemsize < 4 else np.int64)).astype(np.int64)
-
-
-def _positions(layer: Synapses, x: Array) -> tuple[int, ...]:
-    """The shape that a map over positions needs to broadcast over `x [rows, B, C, *positions]`."""
-    return layer.windows.shape if x.ndim == 3 + len(layer.windows.shape) else x.shape[3:]
 
 
 def _reached(layer: Synapses, x: Array, largest: int) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import numpy as np
 
@@ -66,27 +66,40 @@ class Tally:
 
 
 class JointTally:
-    """Statistics of named quantities of the same samples, with the sums of their products."""
+    """Statistics of groups of named quantities of the same samples, with the sums of products within each group."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self._pairs = list(combinations(sorted(self.names), 2))
-        place = {name: i for i, name in enumerate(self.names)}
-        self._left = [place[a] for a, _ in self._pairs]
-        self._right = [place[b] for _, b in self._pairs]
+    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+        self.groups = [tuple(names) for names in groups]
+        self._starts = [0, *accumulate(len(names) for names in self.groups)]
+        self._pairs = [
+            (i, a, b) for i, names in enumerate(self.groups) for a, b in combinations(sorted(names), 2)
+        ]
+        self._left = [self._place(i, a) for i, a, _ in self._pairs]
+        self._right = [self._place(i, b) for i, _, b in self._pairs]
         self._products = np.zeros(len(self._pairs), dtype=object)
-        self._tally = Tally(len(self.names))
+        self._tally = Tally(self._starts[-1])
 
-    def add(self, quantities: Mapping[str, Array]) -> None:
-        """Take one number per sample, `[B]`, for every name."""
-        samples = np.stack([quantities[name] for name in self.names])
+    def _place(self, group: int, name: str) -> int:
+        return self._starts[group] + self.groups[group].index(name)
+
+    def add(self, quantities: Sequence[Mapping[str, Array]]) -> None:
+        """Take one number per sample, `[B]`, for every name of every group."""
+        samples = np.stack(
+            [q[name] for names, q in zip(self.groups, quantities, strict=True) for name in names]
+        )
         self._tally.add(samples)
-        if self._pairs and samples.shape[1]:
-            self._products += exact_products(samples[self._left], samples[self._right])
+        self._products += exact_products(samples[self._left], samples[self._right])
 
-    def joint(self) -> Joint:
-        each = {name: self._tally.moments(i) for i, name in enumerate(self.names)}
-        return Joint(each, {pair: int(p) for pair, p in zip(self._pairs, self._products, strict=True)})
+    def joints(self) -> list[Joint]:
+        """Every group's statistics (ValueError where there is no sample)."""
+        products: list[dict[tuple[str, str], int]] = [{} for _ in self.groups]
+        for (i, a, b), product in zip(self._pairs, self._products, strict=True):
+            products[i][a, b] = int(product)
+        each = [
+            {name: self._tally.moments(start + k) for k, name in enumerate(names)}
+            for start, names in zip(self._starts, self.groups, strict=False)
+        ]
+        return [Joint(moments, pairs) for moments, pairs in zip(each, products, strict=True)]
 
 
 def _exact_sum(samples: Array) -> Array:
