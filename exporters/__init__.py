@@ -13,14 +13,21 @@ from stdeploy.errors import Unsupported, UserError
 from stdeploy.exporters.artifact import Artifact
 from stdeploy.graph import Graph
 
-BUILT_IN = {"onnx": "stdeploy.exporters.onnx", "nir": "stdeploy.exporters.nir"}
+BUILT_IN = {
+    "onnx": "stdeploy.exporters.onnx",
+    "nir": "stdeploy.exporters.nir",
+    "lava": "stdeploy.exporters.lava",
+}
 """Target name to module, imported only when asked for."""
 
 ENTRY_POINT_GROUP = "stdeploy.exporters"
 
 
 class Target(Protocol):
-    """The two functions of a back end, and the suffix of its files."""
+    """The two functions of a back end, and the suffix of its files.
+
+    A target that writes a folder has `MARKER`, a file that its folders and no others hold.
+    """
 
     SUFFIX: str
 

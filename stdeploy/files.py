@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,3 +64,40 @@ def sha256(path: Path | str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, on any error it is removed.
+
+    An existing `path` is replaced where it holds the file `marker`, so that it was written by this function before.
+    Raises UserError where it is anything else, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not (target / marker).is_file():
+        kind = "a folder of something else" if target.is_dir() else "a file"
+        raise UserError(f"{target} exists and is {kind}", hint="name a new folder with -o")
+    try:
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent)
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}", hint="choose a writable path with -o"
+        ) from error
+    replaced = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if target.exists():
+            os.replace(target, replaced)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0)
+        ) from error
+    finally:
+        if replaced.exists() and not target.exists():
+            os.replace(replaced, target)
+        for left in (temporary, replaced):
+            shutil.rmtree(left, ignore_errors=True)

@@ -194,7 +194,7 @@ def require_output(model: Path, target: str, path: Path, *, any_suffix: bool) ->
         raise UserError(f"{model} is a folder" if model.is_dir() else f"{model} does not exist")
     refuse_overwriting(model, path)
     suffix = suffix_of(target)
-    if path.suffix != suffix and not any_suffix:
+    if path.suffix != suffix and not any_suffix and marker_of(target) is None:
         raise UserError(f"{path} does not end in {suffix}, as {target} files do", hint="change -o")
     if not path.absolute().parent.is_dir():
         raise UserError(
@@ -207,6 +207,11 @@ def suffix_of(target: str) -> str:
     return GRAPH_SUFFIX if target == "graph" else load_target(target).SUFFIX
 
 
+def marker_of(target: str) -> str | None:
+    """The file by which a target's folders are known; None for a target that writes one file."""
+    return None if target == "graph" else getattr(load_target(target), "MARKER", None)
+
+
 def exported_graph(source: Source, artefact: Path) -> Graph:
     """The graph that an artefact of `source` was made from; a graph file holds its own."""
     target = target_of(artefact)
@@ -214,9 +219,11 @@ def exported_graph(source: Source, artefact: Path) -> Graph:
 
 
 def target_of(artefact: Path) -> str:
-    """The target of an existing artefact, by its suffix (UserError where there is none)."""
+    """The target of an existing artefact, by its suffix or what its folder holds (UserError where there is none)."""
     if not artefact.exists():
         raise UserError(f"{artefact} does not exist")
+    if artefact.is_dir():
+        return _target_of_folder(artefact)
     if artefact.suffix == GRAPH_SUFFIX:
         return "graph"
     known = {state.suffix: state.name for state in target_states() if state.problem is None}
@@ -226,6 +233,14 @@ def target_of(artefact: Path) -> str:
             f"{artefact}: no target writes {artefact.suffix or 'such'} files", hint=f"known: {listed}"
         )
     return known[artefact.suffix]
+
+
+def _target_of_folder(folder: Path) -> str:
+    for state in target_states():
+        marker = marker_of(state.name) if state.problem is None else None
+        if marker is not None and (folder / marker).is_file():
+            return state.name
+    raise UserError(f"{folder} is a folder, and no target's", hint="name the file that stdeploy export wrote")
 
 
 def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
@@ -246,6 +261,10 @@ def require_readers(target: str, readers: Sequence[str] = ()) -> None:
         raise UserError(
             "onnxruntime is not installed", hint='pip install "stdeploy[cpu]", or export with --no-verify'
         )
+    if target == "lava":
+        from stdeploy.runtime.lava_process import lava_python, lava_version
+
+        lava_version(lava_python())
     known = ", ".join(READERS[target])
     for name in readers:
         if name in READERS[target]:
@@ -268,6 +287,7 @@ READERS: dict[str, dict[str, str | None]] = {
         "spikingjelly-m": None,
         "stdeploy": None,
     },
+    "lava": {"lava": None},
 }
 """Readers by target. Those with a package run by default where it is installed."""
 
@@ -293,6 +313,11 @@ def spiking_executor(artefact: Path, readers: Sequence[str] = ()) -> Executor:
 def _executor(artefact: Path, target: str, reader: str, spikes: bool = False) -> Executor:
     if target == "graph":
         return Interpreter(load_graph(artefact))
+    if target == "lava":
+        from stdeploy.runtime.lava_process import LavaExecutor
+
+        simulation: Executor = LavaExecutor(artefact, spikes=False)
+        return simulation
     if target == "nir":
         from stdeploy.runtime.nir_readers import NirReader
 

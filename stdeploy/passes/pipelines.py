@@ -37,11 +37,19 @@ _RUN: tuple[Pass, ...] = (
     PackCsr(),
 )
 
+# NIR and Lava have no bias per step; their exporters expand weights and lower either attention order themselves.
+_EACH_STEP_ALIKE: tuple[Pass, ...] = (
+    *_FOLD,
+    ConstantChannels("keep"),
+    CommonSubexpressions(),
+    HoistStatic(),
+)
+
 PIPELINES: dict[str, tuple[Pass, ...]] = {
     "default": _RUN,
     "onnx": _RUN,
     "inspect": (*_FOLD, ConstantChannels("fold"), CommonSubexpressions(), HoistStatic()),
-    # NIR has no bias per step; its exporter writes dense tensors and lowers either attention order itself.
-    "nir": (*_FOLD, ConstantChannels("keep"), CommonSubexpressions(), HoistStatic()),
+    "nir": _EACH_STEP_ALIKE,
+    "lava": _EACH_STEP_ALIKE,
 }
 """Passes by target name; "inspect" leaves weights and attention as they are."""

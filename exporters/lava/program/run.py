@@ -1,0 +1,282 @@
+"""Run this spiking network in Intel Lava's simulation (lava-nc 0.10, numpy, scipy; stdeploy is not needed).
+
+    python run.py inputs.npz result.npz
+
+inputs.npz holds `inputs`: a batch laid out as network.json says under "input" ("B": images, "BT" or "TB": a frame per
+step). result.npz gets `output` and, with --spikes, `spikes:<neuron layer>` (uint8, [T, B, *shape]). Samples are
+streamed back to back: a population that is valid from step v holds step t of sample i at v + i T + t, and resets its
+membranes just before each sample. network.json lists every process with what feeds it; weights.npz its arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, identity, kron
+
+FORMAT = 1
+
+
+class Network:
+    """network.json and weights.npz of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.description = json.loads((folder / "network.json").read_text())
+        if self.description["format"] != FORMAT:
+            sys.exit(f"network.json has format {self.description['format']}, this program reads {FORMAT}")
+        with np.load(folder / "weights.npz") as stored:
+            self.arrays = {name: stored[name] for name in stored.files}
+        self.steps: int = self.description["steps"]
+        self.processes: list[dict[str, Any]] = self.description["processes"]
+        self.valid: dict[str, int] = {p["name"]: p["valid"] for p in self.processes}
+
+    def matrix(self, process: dict[str, Any]) -> csr_matrix:
+        """A process's weights, copied to every position."""
+        name = process["weights"]
+        parts = tuple(self.arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+        small = csr_matrix(parts, shape=tuple(self.arrays[f"{name}.shape"]))
+        return small if process["positions"] == 1 else csr_matrix(kron(small, identity(process["positions"])))
+
+    def streamed(self, inputs: np.ndarray) -> np.ndarray:
+        """A batch as [entries, B * T]: every sample's steps, one sample after another."""
+        layout, shape = self.description["input"]["layout"], self.description["input"]["shape"]
+        steps = self.steps
+        if layout == "B":
+            inputs = np.repeat(inputs[:, None], steps, axis=1)
+        elif layout == "TB":
+            inputs = np.swapaxes(inputs, 0, 1)
+        if list(inputs.shape[1:]) != [steps, *shape]:
+            sys.exit(f"a sample has shape {list(inputs.shape[1:])}, the network takes {[steps, *shape]}")
+        return np.ascontiguousarray(inputs.reshape(len(inputs) * steps, -1).T, dtype=np.float64)
+
+    def samples(self, recorded: np.ndarray, valid: int, count: int) -> np.ndarray:
+        """[T, B, entries] of what a process valid from `valid` sent, recorded as [entries, steps]."""
+        window = recorded[:, valid - 1 : valid - 1 + count * self.steps]
+        return window.T.reshape(count, self.steps, -1).swapaxes(0, 1)
+
+
+class Simulation:
+    """Lava processes by name, and what each sends on: its own output, or the spikes forced in its place."""
+
+    def __init__(self, network: Network, data: np.ndarray, forced: dict[str, np.ndarray], total: int) -> None:
+        from lava.proc.io.source import RingBuffer as Source
+
+        self.network, self.total = network, total
+        self.own: dict[str, Any] = {}
+        self.sent: dict[str, Any] = {}
+        self._parent: dict[str, str] = {}
+        for process in network.processes:
+            name = process["name"]
+            made = Source(data=data) if process["kind"] == "source" else _process(network, process)
+            for port, sources in process["inputs"].items():
+                for source in sources:
+                    self.sent[source].connect(getattr(made, port))
+                    self._join(name, self._sender(source, forced))
+            self.own[name] = self.sent[name] = _out(made)
+            if name in forced:
+                self.sent[name] = Source(data=_shifted(forced[name], process["valid"], total)).s_out
+
+    def _sender(self, name: str, forced: dict[str, np.ndarray]) -> str:
+        return f"forced {name}" if name in forced else name
+
+    def _join(self, a: str, b: str) -> None:
+        self._parent[self.group(a)] = self.group(b)
+
+    def group(self, name: str) -> str:
+        """The part of the network that `name` is in; forced spikes cut it into parts, which run one by one."""
+        while self._parent.setdefault(name, name) != name:
+            name = self._parent[name]
+        return name
+
+    def run(self, sinks: dict[str, tuple[str, list[Any]]]) -> dict[str, np.ndarray]:
+        """What each sink's ports sent at every step, `[entries, total]`; `sinks`: a process and the ports to sum."""
+        from lava.magma.core.run_conditions import RunSteps
+        from lava.magma.core.run_configs import Loihi2SimCfg
+        from lava.proc.io.sink import RingBuffer as Sink
+
+        made = {}
+        for name, (_, ports) in sinks.items():
+            made[name] = Sink(shape=ports[0].shape, buffer=self.total)
+            for port in ports:
+                port.connect(made[name].a_in)
+        recorded: dict[str, np.ndarray] = {}
+        groups: dict[str, list[str]] = {}
+        for name, (process, _) in sinks.items():
+            groups.setdefault(self.group(process), []).append(name)
+        for names in groups.values():
+            last = made[names[0]]
+            last.run(condition=RunSteps(num_steps=self.total), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+            recorded |= {name: made[name].data.get() for name in names}
+            last.stop()
+        return recorded
+
+
+def _out(process: Any) -> Any:
+    return process.s_out if hasattr(process, "s_out") else process.a_out
+
+
+def _process(network: Network, process: dict[str, Any]) -> Any:
+    """The Lava process of one entry of network.json."""
+    from lava.proc.lif.process import LIF, LIFReset
+    from lava.proc.sparse.process import DelaySparse, Sparse
+
+    kind = process["kind"]
+    if kind == "synapses":
+        return Sparse(weights=network.matrix(process), num_message_bits=8)
+    if kind == "delay":
+        one = identity(process["size"], format="csr")
+        if process["steps"] == 1:
+            return Sparse(weights=one, num_message_bits=8)
+        # DelaySparse adds its delay to the one step that every Sparse takes.
+        delays = csr_matrix(one * (process["steps"] - 1)).astype(int)
+        return DelaySparse(weights=one, delays=delays, num_message_bits=8)
+    if kind == "population":
+        bias = network.arrays[process["bias"]] if process["bias"] else 0.0
+        options = {"shape": (process["size"],), "du": 1, "dv": process["leak"], "vth": process["threshold"]}
+        if process["leak"] == 1:
+            return LIF(**options, bias_mant=bias)
+        offset = process["valid"] % network.steps
+        return LIFReset(**options, bias_mant=bias, reset_interval=network.steps, reset_offset=offset)
+    if kind == "attention":
+        return _attention(process)
+    sys.exit(f"{process['name']} is a {kind}, which this program does not know")
+
+
+def _attention(process: dict[str, Any]) -> Any:
+    from stdeploy_lava.attention import Attention, JoinedAttention
+
+    kind = JoinedAttention if "qkv" in process["inputs"] else Attention
+    return kind(heads_q=process["heads_q"], heads_v=process["heads_v"], tokens=process["tokens"])
+
+
+def _shifted(data: np.ndarray, valid: int, total: int) -> np.ndarray:
+    """`[entries, B * T]` as a ring buffer that starts at step `valid`."""
+    whole = np.zeros((data.shape[0], total))
+    whole[:, valid - 1 : valid - 1 + data.shape[1]] = data
+    return whole
+
+
+def simulate(
+    network: Network, inputs: np.ndarray, forced: dict[str, np.ndarray], spikes: bool
+) -> dict[str, np.ndarray]:
+    """Stream the batch through Lava; `output` and `spikes:<neuron>` as in the module's docstring."""
+    data = network.streamed(inputs)
+    count = data.shape[1] // network.steps
+    total = data.shape[1] + max(network.valid.values())
+    teachers = {name: spike.astype(np.float64) for name, spike in _populations(network, forced).items()}
+    simulation = Simulation(network, _shifted(data, 1, total), teachers, total)
+    ends = network.description["output"]["processes"]
+    sinks = {
+        "": (f"forced {ends[0]}" if ends[0] in teachers else ends[0], [simulation.sent[n] for n in ends])
+    }
+    if spikes:
+        parts = {p["process"] for layer in network.description["neurons"].values() for p in layer["parts"]}
+        sinks |= {name: (name, [simulation.own[name]]) for name in sorted(parts)}
+    recorded = simulation.run(sinks)
+    result = {"output": _output(network, recorded.pop(""), count)}
+    if spikes:
+        result |= {f"spikes:{n}": s for n, s in _layers(network, recorded, count).items()}
+    return result
+
+
+def _populations(network: Network, forced: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Forced spikes [T, B, *shape] of neuron layers as [entries, B * T] of populations."""
+    sizes = {p["name"]: p["size"] for p in network.processes}
+    whole: dict[str, np.ndarray] = {}
+    for layer, spikes in forced.items():
+        steps, count, channels = spikes.shape[:3]
+        by_channel = spikes.reshape(steps, count, channels, -1).transpose(2, 3, 1, 0)
+        for part in network.description["neurons"][layer]["parts"]:
+            rows = by_channel if part["channels"] is None else by_channel[part["channels"]]
+            target = whole.setdefault(
+                part["process"], np.zeros((sizes[part["process"]], count * steps), np.uint8)
+            )
+            target[part["start"] : part["stop"]] = rows.reshape(-1, count * steps)
+    return whole
+
+
+def _layers(network: Network, recorded: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Spikes [T, B, *shape] by neuron layer."""
+    layers = {}
+    for layer, where in network.description["neurons"].items():
+        shape = where["shape"]
+        whole = np.zeros((network.steps, count, shape[0], int(np.prod(shape[1:]))), np.uint8)
+        for part in where["parts"]:
+            process = part["process"]
+            sent = network.samples(
+                recorded[process][part["start"] : part["stop"]], network.valid[process], count
+            )
+            rows = sent.reshape(network.steps, count, -1, whole.shape[3])
+            whole[:, :, slice(None) if part["channels"] is None else part["channels"]] = rows
+        layers[layer] = whole.reshape(network.steps, count, *shape)
+    return layers
+
+
+def _output(network: Network, recorded: np.ndarray, count: int) -> np.ndarray:
+    """The model's output from what the output processes sent at each step."""
+    output = network.description["output"]
+    steps = network.samples(recorded, network.valid[output["processes"][0]], count)
+    if output["offset"]:
+        steps = steps + network.arrays[output["offset"]]
+    steps = steps.reshape(network.steps, count, *output["shape"])
+    mode = output["over_steps"]
+    if mode == "each step":
+        return steps if output["layout"] == "TB" else np.swapaxes(steps, 0, 1)
+    if mode == "last":
+        return np.asarray(steps[-1])
+    return np.asarray(steps.mean(axis=0) if mode == "mean" else steps.sum(axis=0))
+
+
+def report_at_once() -> None:
+    """End the program where a Lava process raises: by itself Lava may wait for it for ever, and says nothing."""
+    from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess, mp
+
+    parent = os.getpid()
+
+    def run(self: Any) -> None:
+        try:
+            mp.Process.run(self)
+            self._cconn.send(None)
+        except Exception:  # noqa: BLE001 - whatever a Lava process raises
+            traceback.print_exc()
+            sys.stderr.flush()
+            os.kill(parent, 15)
+
+    SystemProcess.run = run
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description="Run this network in Lava's simulation.")
+    parser.add_argument("inputs", type=Path, help=".npz with `inputs`")
+    parser.add_argument("result", type=Path, help=".npz to write")
+    parser.add_argument("--spikes", action="store_true", help="also write every neuron layer's spikes")
+    parser.add_argument(
+        "--forced", type=Path, help=".npz of spikes by neuron layer that its readers get instead"
+    )
+    arguments = parser.parse_args()
+    folder = Path(__file__).resolve().parent
+    sys.path.insert(0, str(folder))
+    import stdeploy_lava.compat  # noqa: F401
+
+    report_at_once()
+    network = Network(folder)
+    with np.load(arguments.inputs) as stored:
+        inputs = stored["inputs"]
+    forced: dict[str, np.ndarray] = {}
+    if arguments.forced is not None:
+        with np.load(arguments.forced) as stored:
+            forced = {name: stored[name] for name in stored.files}
+    result = simulate(network, inputs, forced, arguments.spikes)
+    np.savez(arguments.result, **result)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
