@@ -3,7 +3,7 @@ PY ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c requirements/lock.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint lava clean
 
 # torch first: an unpinned requirement would fetch several GB of CUDA libraries. spikingjelly without
 # its dependencies: the torchvision and torchaudio it asks for do not import beside a CPU torch.
@@ -18,7 +18,16 @@ $(BIN)/.ok: pyproject.toml requirements/lock.txt
 demo: $(BIN)/.ok
 	$(BIN)/python samples/demo.py
 
-test: $(BIN)/.ok
+# Lava in an environment of its own: it forks, and wants no torch beside it.
+.venv-lava/.ok: requirements/lava.txt
+	$(PY) -m venv .venv-lava
+	.venv-lava/bin/pip install -q --disable-pip-version-check -r requirements/lava.txt
+	.venv-lava/bin/pip install -q --disable-pip-version-check --no-deps --ignore-requires-python lava-nc==0.10.0
+	touch $@
+
+lava: .venv-lava/.ok
+
+test: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python -m pytest
 
 bench: $(BIN)/.ok
@@ -31,4 +40,4 @@ lint: $(BIN)/.ok
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lava build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,7 +92,7 @@ class LavaExecutor:
             np.savez(given, inputs=np.asarray(inputs))
             arguments = [str(given), str(result), *(["--spikes"] if spikes else [])]
             if forced:
-                self._require_known(forced, count)
+                self.file.populations(forced, count)  # refuses what does not fit
                 np.savez(Path(folder, "forced.npz"), **forced)  # type: ignore[arg-type]
                 arguments += ["--forced", str(Path(folder, "forced.npz"))]
             self._call(arguments)
@@ -103,14 +103,6 @@ class LavaExecutor:
                 raise UserError(f"Lava left no result: {error}") from error
         layers = {n.removeprefix("spikes:"): a for n, a in arrays.items() if n.startswith("spikes:")}
         return Execution({file.label: arrays["output"]}, layers)
-
-    def _require_known(self, forced: Mapping[str, Array], count: int) -> None:
-        for name, array in forced.items():
-            if name not in self.file.shapes:
-                raise UserError(f"forced spikes name {name}, which the folder does not have")
-            wanted = (self.file.steps, count, *self.file.shapes[name])
-            if array.shape != wanted:
-                raise UserError(f"forced spikes of {name} have shape {array.shape}, the neuron {wanted}")
 
     def _call(self, arguments: list[str]) -> None:
         """Run the folder's program; every process that it started is ended."""

@@ -70,6 +70,7 @@ def examine() -> Environment:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             "uninstall both, then install one"
         )
+    parts.append(_lava(warnings))
     states = target_states()
     for state in states:
         parts.append(
@@ -101,6 +102,18 @@ def _try(name: str) -> tuple[str, str | None]:
         count = module.cuda.device_count()
         return f"{count} CUDA device{'s' if count > 1 else ''}" if count else "CPU only", None
     return "", None
+
+
+def _lava(warnings: list[str]) -> Part:
+    """Lava's own Python; a warning where there is none."""
+    from stdeploy.runtime.lava_process import lava_python, lava_version
+
+    try:
+        python = lava_python()
+        return Part("lava-nc", lava_version(python), str(python))
+    except UserError as error:
+        warnings.append(f"{error}: Lava folders can be written, not run; {error.hint}")
+        return Part("lava-nc", None)
 
 
 def _torchvision_hint() -> str:

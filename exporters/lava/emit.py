@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ class _Arrays:
 
 
 def _lean(data: Array) -> Array:
-    """float32 where that loses nothing: most weights are the model's own."""
+    """The smallest type that loses nothing: 8-bit weights, or float32, which most of the model's own are."""
+    if data.dtype.kind == "i":
+        return data.astype(np.int16)
     small = data.astype(np.float32)
     return small if np.array_equal(small, data) else data
 
@@ -81,8 +84,12 @@ def describe(low: Lowering, arrays: _Arrays) -> dict[str, Any]:
         "format": FORMAT,
         **graph.metadata,
         "steps": graph.steps,
-        "precision": "floating_pt",
-        "input": {"layout": layout, "shape": list(source.value.shape)},
+        "precision": "fixed_pt" if plan.input_range else "floating_pt",
+        "input": {
+            "layout": layout,
+            "shape": list(source.value.shape),
+            **(asdict(plan.input_range) if plan.input_range else {}),
+        },
         "output": {
             "label": out.label,
             "layout": out.layout,
@@ -90,6 +97,7 @@ def describe(low: Lowering, arrays: _Arrays) -> dict[str, Any]:
             "over_steps": low.readout or "each step",
             "processes": list(plan.output),
             "offset": arrays.vector(plan.output_offset),
+            "unit": plan.output_unit,
         },
         "counts": plan.counts(),
         "neurons": {
@@ -123,6 +131,7 @@ def _process(plan: Plan, name: str, process: Process, arrays: _Arrays) -> dict[s
             "kind": "synapses",
             "weights": arrays.matrix(linear.matrix),
             "positions": linear.positions,
+            "exponent": process.exponent,
             "synapses": linear.synapses,
         }
     if isinstance(process, Delay):
@@ -142,6 +151,7 @@ def _process(plan: Plan, name: str, process: Process, arrays: _Arrays) -> dict[s
         "leak": process.leak,
         "threshold": process.threshold,
         "bias": arrays.vector(process.bias),
+        "bias_exponent": process.bias_exponent,
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from stdeploy.errors import Unsupported
 from stdeploy.exporters.lava import linear_map
 from stdeploy.exporters.lava.attention import joined_neurons, lower_product
+from stdeploy.exporters.lava.fixed import input_range, quantise
 from stdeploy.exporters.lava.neuron import lower_neuron, unit
 from stdeploy.exporters.lava.options import Options
 from stdeploy.exporters.lava.plan import Plan, Source
@@ -34,7 +35,7 @@ class Lowering:
     readout: ReadoutMode | None = None
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.plan)
+        self.writer = Writer(self.plan, self.options.fixed)
         found = products(self.graph)
         self.products: dict[str, Product] = {p.second.name: p for p in found}
         self.inside = {n.name for p in found for n in (p.first, *p.scales)}
@@ -57,6 +58,10 @@ class Lowering:
                 where = node.source or node.name
                 self.refused.append(Unsupported(where, node.kind, refusal.reason, refusal.hint))
                 self.signals[node.name] = Signal(node.value.shape, ("refused",), 1)
+        if self.options.fixed and not self.refused:
+            domain = self.graph.inputs[0].value.domain
+            inputs = input_range(domain, self.options.input_unit, self.options.input_limit)
+            self.plan, self.refused = quantise(self.plan, inputs)
         return self
 
     def _lower(self, node: Node) -> Signal:

@@ -88,7 +88,7 @@ def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
 def _population(
     writer: Writer, name: str, signal: Signal, rules: Dynamics, leak: float, rows: Array | None
 ) -> tuple[str, int]:
-    arrival = writer.arrivals(name, [signal], rules.gain, rows)
+    arrival = writer.arrivals(name, [signal], rules.gain, rows, weighed=writer.fixed)
     bias = signal.offset
     if bias is not None:
         gain = 1.0 if rules.gain is None else np.repeat(rules.gain, signal.positions)

@@ -13,11 +13,17 @@ ATTENTION = ("auto", "process", "units")
 
 @dataclass(frozen=True)
 class Options:
-    """`attention`: one custom process per product, stock units, or units where they stay within `max_units`."""
+    """`attention`: one custom process per product, stock units, or units where they stay within `max_units`.
+
+    `fixed`: Lava's fixed-point rules; a real input then is round(x / input_unit), clipped to +-input_limit.
+    """
 
     attention: Literal["auto", "process", "units"] = "auto"
     max_units: int = 20_000
     max_synapses: int = 100_000_000
+    fixed: bool = False
+    input_unit: float = 1 / 64
+    input_limit: int = 1023
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
@@ -31,7 +37,12 @@ class Options:
             )
         if given.get("attention", "auto") not in ATTENTION:
             raise UserError(f"attention is {given['attention']!r}", hint=f"one of {', '.join(ATTENTION)}")
-        for name in ("max_units", "max_synapses"):
+        if not isinstance(given.get("fixed", False), bool):
+            raise UserError(f"fixed is true or false, not {given['fixed']!r}")
+        unit = given.get("input_unit", 1.0)
+        if isinstance(unit, bool) or not isinstance(unit, int | float) or not unit > 0:
+            raise UserError(f"input_unit is a positive number, not {unit!r}")
+        for name in ("max_units", "max_synapses", "input_limit"):
             value = given.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is a positive integer, not {value!r}")

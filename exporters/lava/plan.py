@@ -30,9 +30,10 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Synapses:
-    """lava Sparse: a = W s, one step later."""
+    """lava Sparse: a = W s, one step later; `exponent` (fixed point): shifted right by -exponent."""
 
     map: LinearMap
+    exponent: int = 0
 
     @property
     def size(self) -> int:
@@ -51,7 +52,7 @@ class Delay:
 class Population:
     """lava LIFReset: v = v (1 - leak) + a + bias, fires at v >= threshold, resets to 0, and to 0 at each sample.
 
-    `leak` 1 is memoryless (a plain LIF).
+    `leak` 1 is memoryless (a plain LIF). In fixed point leak is in 1/4096 and the bias a mantissa (fixed.py).
     """
 
     size: int
@@ -59,6 +60,7 @@ class Population:
     threshold: float
     bias: Array | None
     role: Role = "model"
+    bias_exponent: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,14 @@ class Attention:
     @property
     def size(self) -> int:
         return sum(self.heads_v) * self.tokens
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """An input value x becomes round(x / unit), clipped to +-limit."""
+
+    unit: float
+    limit: int
 
 
 Process = Source | Synapses | Delay | Population | Attention
@@ -89,7 +99,10 @@ class Part:
 
 @dataclass
 class Plan:
-    """Processes in topological order; `inputs[name][port]` lists the processes whose outputs it sums."""
+    """Processes in topological order; `inputs[name][port]` lists the processes whose outputs it sums.
+
+    In fixed point `input_range` turns the input into integers, and `output_unit` the output back.
+    """
 
     processes: dict[str, Process] = field(default_factory=dict)
     inputs: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -97,6 +110,8 @@ class Plan:
     neurons: dict[str, list[Part]] = field(default_factory=dict)
     output: tuple[str, ...] = ()
     output_offset: Array | None = None
+    input_range: InputRange | None = None
+    output_unit: float = 1.0
 
     def add(self, name: str, process: Process, inputs: dict[str, tuple[str, ...]], valid: int) -> str:
         """Append a process under a free name."""

@@ -81,10 +81,14 @@ class Arrival:
 
 
 class Writer:
-    """Appends processes to a plan: synapses and delays, each once."""
+    """Appends processes to a plan: synapses and delays, each once.
 
-    def __init__(self, plan: Plan) -> None:
+    `fixed`: every model population gets a Sparse of its own, whose weights carry the scale of its fixed point.
+    """
+
+    def __init__(self, plan: Plan, fixed: bool = False) -> None:
         self.plan = plan
+        self.fixed = fixed
         self._delays: dict[tuple[tuple[str, ...], int], str] = {}
 
     def delayed(self, signal: Signal, until: int) -> Signal:
@@ -125,14 +129,25 @@ class Writer:
         return replace(a, ports=(*a.ports, *b.ports), offset=offset, readout=readout)
 
     def arrivals(
-        self, name: str, signals: list[Signal], gain: Array | None = None, rows: Array | None = None
+        self,
+        name: str,
+        signals: list[Signal],
+        gain: Array | None = None,
+        rows: Array | None = None,
+        *,
+        weighed: bool = False,
     ) -> Arrival:
-        """What to connect to one input so that it gets the sum of gain[c] * signal, on channels `rows` only."""
+        """What to connect to one input so that it gets the sum of gain[c] * signal, on channels `rows` only.
+
+        `weighed`: through a Sparse, also where the ports could be connected as they are.
+        """
         waiting = []
         for signal in signals:
             if not signal.ports:
                 continue
             linear = self._drive(signal, gain, rows)
+            if linear is None and weighed:
+                linear = _identity(signal)
             waiting.append((signal, linear, signal.valid + (HOP if linear is not None else 0)))
         if not waiting:
             raise Refusal("a constant alone drives it", "run the 'lava' pass pipeline")

@@ -34,6 +34,8 @@ class Network:
         with np.load(folder / "weights.npz") as stored:
             self.arrays = {name: stored[name] for name in stored.files}
         self.steps: int = self.description["steps"]
+        self.precision: str = self.description["precision"]
+        self.fixed = self.precision == "fixed_pt"
         self.processes: list[dict[str, Any]] = self.description["processes"]
         self.valid: dict[str, int] = {p["name"]: p["valid"] for p in self.processes}
 
@@ -41,7 +43,9 @@ class Network:
         """A process's weights, copied to every position."""
         name = process["weights"]
         parts = tuple(self.arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
-        small = csr_matrix(parts, shape=tuple(self.arrays[f"{name}.shape"]))
+        small = csr_matrix(parts, shape=tuple(self.arrays[f"{name}.shape"])).astype(
+            int if self.fixed else float
+        )
         return small if process["positions"] == 1 else csr_matrix(kron(small, identity(process["positions"])))
 
     def streamed(self, inputs: np.ndarray) -> np.ndarray:
@@ -54,7 +58,11 @@ class Network:
             inputs = np.swapaxes(inputs, 0, 1)
         if list(inputs.shape[1:]) != [steps, *shape]:
             sys.exit(f"a sample has shape {list(inputs.shape[1:])}, the network takes {[steps, *shape]}")
-        return np.ascontiguousarray(inputs.reshape(len(inputs) * steps, -1).T, dtype=np.float64)
+        flat = np.ascontiguousarray(inputs.reshape(len(inputs) * steps, -1).T, dtype=np.float64)
+        if not self.fixed:
+            return flat
+        unit, limit = (self.description["input"][key] for key in ("unit", "limit"))
+        return np.clip(np.round(flat / unit), -limit, limit).astype(np.int32)
 
     def samples(self, recorded: np.ndarray, valid: int, count: int) -> np.ndarray:
         """[T, B, entries] of what a process valid from `valid` sent, recorded as [entries, steps]."""
@@ -112,7 +120,10 @@ class Simulation:
             groups.setdefault(self.group(process), []).append(name)
         for names in groups.values():
             last = made[names[0]]
-            last.run(condition=RunSteps(num_steps=self.total), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+            last.run(
+                condition=RunSteps(num_steps=self.total),
+                run_cfg=Loihi2SimCfg(select_tag=self.network.precision),
+            )
             recorded |= {name: made[name].data.get() for name in names}
             last.stop()
         return recorded
@@ -124,29 +135,41 @@ def _out(process: Any) -> Any:
 
 def _process(network: Network, process: dict[str, Any]) -> Any:
     """The Lava process of one entry of network.json."""
-    from lava.proc.lif.process import LIF, LIFReset
     from lava.proc.sparse.process import DelaySparse, Sparse
 
     kind = process["kind"]
     if kind == "synapses":
-        return Sparse(weights=network.matrix(process), num_message_bits=8)
+        return Sparse(weights=network.matrix(process), num_message_bits=8, weight_exp=process["exponent"])
     if kind == "delay":
-        one = identity(process["size"], format="csr")
+        one = identity(process["size"], dtype=int if network.fixed else float, format="csr")
         if process["steps"] == 1:
             return Sparse(weights=one, num_message_bits=8)
         # DelaySparse adds its delay to the one step that every Sparse takes.
         delays = csr_matrix(one * (process["steps"] - 1)).astype(int)
         return DelaySparse(weights=one, delays=delays, num_message_bits=8)
     if kind == "population":
-        bias = network.arrays[process["bias"]] if process["bias"] else 0.0
-        options = {"shape": (process["size"],), "du": 1, "dv": process["leak"], "vth": process["threshold"]}
-        if process["leak"] == 1:
-            return LIF(**options, bias_mant=bias)
-        offset = process["valid"] % network.steps
-        return LIFReset(**options, bias_mant=bias, reset_interval=network.steps, reset_offset=offset)
+        return _population(network, process)
     if kind == "attention":
         return _attention(process)
     sys.exit(f"{process['name']} is a {kind}, which this program does not know")
+
+
+def _population(network: Network, process: dict[str, Any]) -> Any:
+    """LIFReset, or LIF where nothing is carried from step to step; no synaptic current is carried (du)."""
+    from lava.proc.lif.process import LIF, LIFReset
+
+    options = {
+        "shape": (process["size"],),
+        "du": 4095 if network.fixed else 1,
+        "dv": process["leak"],
+        "vth": process["threshold"],
+        "bias_mant": network.arrays[process["bias"]] if process["bias"] else 0,
+        "bias_exp": process["bias_exponent"],
+    }
+    if process["leak"] == (4096 if network.fixed else 1):
+        return LIF(**options)
+    offset = process["valid"] % network.steps
+    return LIFReset(**options, reset_interval=network.steps, reset_offset=offset)
 
 
 def _attention(process: dict[str, Any]) -> Any:
@@ -158,7 +181,7 @@ def _attention(process: dict[str, Any]) -> Any:
 
 def _shifted(data: np.ndarray, valid: int, total: int) -> np.ndarray:
     """`[entries, B * T]` as a ring buffer that starts at step `valid`."""
-    whole = np.zeros((data.shape[0], total))
+    whole = np.zeros((data.shape[0], total), data.dtype)
     whole[:, valid - 1 : valid - 1 + data.shape[1]] = data
     return whole
 
@@ -170,7 +193,7 @@ def simulate(
     data = network.streamed(inputs)
     count = data.shape[1] // network.steps
     total = data.shape[1] + max(network.valid.values())
-    teachers = {name: spike.astype(np.float64) for name, spike in _populations(network, forced).items()}
+    teachers = {name: spike.astype(data.dtype) for name, spike in _populations(network, forced).items()}
     simulation = Simulation(network, _shifted(data, 1, total), teachers, total)
     ends = network.description["output"]["processes"]
     sinks = {
@@ -222,7 +245,7 @@ def _layers(network: Network, recorded: dict[str, np.ndarray], count: int) -> di
 def _output(network: Network, recorded: np.ndarray, count: int) -> np.ndarray:
     """The model's output from what the output processes sent at each step."""
     output = network.description["output"]
-    steps = network.samples(recorded, network.valid[output["processes"][0]], count)
+    steps = network.samples(recorded, network.valid[output["processes"][0]], count) * output["unit"]
     if output["offset"]:
         steps = steps + network.arrays[output["offset"]]
     steps = steps.reshape(network.steps, count, *output["shape"])

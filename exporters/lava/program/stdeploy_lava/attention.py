@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from lava.magma.core.decorator import implements, requires
+from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
@@ -64,10 +64,26 @@ class _Model(PyLoihiProcessModel):  # type: ignore[misc]
         return product(q, k, v, self.heads_q, self.heads_v, self.tokens)
 
 
+class _Three(_Model):
+    def run_spk(self) -> None:
+        """Send what the last step's inputs gave, as Lava's Sparse does; then take this step's."""
+        self.a_out.send(self.a_buff)
+        self.a_buff = self.answer(self.q.recv(), self.k.recv(), self.v.recv())
+
+
+class _Joined(_Model):
+    def run_spk(self) -> None:
+        """As _Three."""
+        self.a_out.send(self.a_buff)
+        stacked, queries = self.qkv.recv(), sum(self.heads_q) * self.tokens
+        self.a_buff = self.answer(stacked[:queries], stacked[queries : 2 * queries], stacked[2 * queries :])
+
+
 @implements(proc=Attention, protocol=LoihiProtocol)
 @requires(CPU)
-class AttentionModel(_Model):
-    """Receives, multiplies, sends one step later (as Lava's Sparse does)."""
+@tag("floating_pt")
+class FloatAttention(_Three):
+    """Attention on floats that hold integers."""
 
     q: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     k: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
@@ -75,23 +91,37 @@ class AttentionModel(_Model):
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     a_buff: np.ndarray = LavaPyType(np.ndarray, float)
 
-    def run_spk(self) -> None:
-        """One step."""
-        self.a_out.send(self.a_buff)
-        self.a_buff = self.answer(self.q.recv(), self.k.recv(), self.v.recv())
+
+@implements(proc=Attention, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class FixedAttention(_Three):
+    """Attention on integers."""
+
+    q: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    k: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    v: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    a_buff: np.ndarray = LavaPyType(np.ndarray, np.int32)
 
 
 @implements(proc=JoinedAttention, protocol=LoihiProtocol)
 @requires(CPU)
-class JoinedAttentionModel(_Model):
-    """As AttentionModel."""
+@tag("floating_pt")
+class FloatJoinedAttention(_Joined):
+    """JoinedAttention on floats that hold integers."""
 
     qkv: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     a_buff: np.ndarray = LavaPyType(np.ndarray, float)
 
-    def run_spk(self) -> None:
-        """One step."""
-        self.a_out.send(self.a_buff)
-        stacked, queries = self.qkv.recv(), sum(self.heads_q) * self.tokens
-        self.a_buff = self.answer(stacked[:queries], stacked[queries : 2 * queries], stacked[2 * queries :])
+
+@implements(proc=JoinedAttention, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class FixedJoinedAttention(_Joined):
+    """JoinedAttention on integers."""
+
+    qkv: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    a_buff: np.ndarray = LavaPyType(np.ndarray, np.int32)
