@@ -83,7 +83,7 @@ class LavaFolder:
         if not self.fixed:
             return flat
         limit = self.input["limit"]
-        return np.clip(np.round(flat / self.input["unit"]), -limit, limit).astype(np.int64)
+        return np.asarray(np.clip(np.round(flat / self.input["unit"]), -limit, limit), np.int64)
 
     def populations(self, forced: Mapping[str, Array], count: int) -> dict[str, Array]:
         """Forced spikes `[T, B, *shape]` of neuron layers as `[T, entries, B]` of populations.

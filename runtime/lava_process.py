@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ PYTHON_VARIABLE, TIMEOUT_VARIABLE = "STDEPLOY_LAVA_PYTHON", "STDEPLOY_LAVA_TIMEO
 FOLDER = ".venv-lava"
 TIMEOUT_S = 900.0
 _QUOTED_LINES = 3
+_PATIENCE, _PAUSE_S = 100, 0.02
 _WAY_OUT = "`make lava` sets one up; or set STDEPLOY_LAVA_PYTHON to a Python that has lava-nc"
 
 
@@ -126,9 +128,7 @@ class LavaExecutor:
             except subprocess.TimeoutExpired:
                 status = None
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                _end_group(child)
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
         last = " | ".join(line.strip() for line in said[-_QUOTED_LINES:])
@@ -144,6 +144,16 @@ class LavaExecutor:
                 else "the same command, by hand: " + " ".join(command[:2])
             )
             raise UserError(f"Lava failed on {self.file.path}: {last or f'exit status {status}'}", hint=hint)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a child's process group, and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        for _ in range(_PATIENCE):
+            os.killpg(child.pid, 0)
+            time.sleep(_PAUSE_S)
 
 
 def _timeout() -> float:

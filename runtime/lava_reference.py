@@ -91,7 +91,7 @@ class LavaReference:
             v = v * (1 - process["leak"]) + drive + bias
             fired = v > process["threshold"]
         state[name] = np.where(fired, 0, v)
-        return fired.astype(drive.dtype)
+        return np.asarray(fired, drive.dtype)
 
 
 def _attention(process: dict[str, Any], gathered: dict[str, Any]) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stdeploy.cli.options import common_options, data_option, model_options
+from stdeploy.cli.options import chosen_for, common_options, data_option, model_options, target_options
 
 if TYPE_CHECKING:
     from stdeploy.cli.console import Talk
@@ -21,6 +21,7 @@ EPILOG = """\b
 Examples:
   stdeploy export pruned.pt --target onnx -o model.onnx
   stdeploy export pruned.pt --target nir --data images.npz -n 256
+  stdeploy export pruned.pt --target lava -o out_lava/
   stdeploy export weights.pth --model mypackage.models:spikformer --input 3x32x32 --target onnx
   stdeploy export pruned.pt --target graph -o pruned.stg    (then: stdeploy export pruned.stg --target nir)
 """
@@ -30,9 +31,14 @@ _NOTES = 8
 
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="onnx, nir, graph, or a plug-in's name (stdeploy targets).")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write (default: MODEL's name here)."
+    "--target", required=True, help="onnx, nir, lava, graph, or a plug-in's name (stdeploy targets)."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File or folder to write (default: MODEL's name here).",
 )
 @click.option("--no-verify", is_flag=True, help="Do not run the artefact against the model.")
 @data_option
@@ -44,6 +50,7 @@ _NOTES = 8
     help="Software to verify with, repeatable: openvino, snntorch, spikingjelly, norse, ...",
 )
 @click.option("--save-graph", type=click.Path(path_type=Path), help="Also write the traced graph (.stg).")
+@target_options
 @model_options
 @common_options
 def command(
@@ -68,6 +75,7 @@ def command(
     from stdeploy.graph import file as graph_file
 
     talk = Talk(json_file, verbose, quiet)
+    wanted = chosen_for(target, options)
     path = output or Path(model_file.stem + workflow.suffix_of(target))
     workflow.require_output(model_file, target, path, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
@@ -87,7 +95,7 @@ def command(
     lowered = workflow.lower(source.graph, target)
     describe_passes(talk, lowered)
     start = time.perf_counter()
-    artifact = workflow.export(source, lowered, path)
+    artifact = workflow.export(source, lowered, path, wanted)
     seconds = time.perf_counter() - start
     was = f" (was {size_text(model_file.stat().st_size)})"
     talk.phase(

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from stdeploy.errors import UserError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 NEURON_KEYS = ("tau", "v_threshold", "v_reset", "decay_input")
@@ -127,6 +129,37 @@ def model_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
+    "attention": (
+        "lava",
+        click.Option(
+            ["--attention"],
+            type=click.Choice(["auto", "process", "units"]),
+            help="lava: each attention as one custom process, or of stock units (small nets).",
+        ),
+    ),
+}
+"""An option of `export` that one target takes: its name there, the target, and how it is read."""
+
+
+def target_options(function: F) -> F:
+    """The options of TARGET_OPTIONS."""
+    for _, option in reversed(TARGET_OPTIONS.values()):
+        function = click.option(*option.opts, type=option.type, help=option.help)(function)
+    return function
+
+
+def chosen_for(target: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Take the target options out of `options`; UserError where one is not `target`'s."""
+    chosen = {name: options.pop(name) for name in TARGET_OPTIONS}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    for name in given:
+        owner, option = TARGET_OPTIONS[name]
+        if owner != target:
+            raise UserError(f"{option.opts[0]} is an option of {owner}, not of {target}", hint="leave it out")
+    return given
 
 
 def common_options(function: F) -> F:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Network:
         if not self.fixed:
             return flat
         unit, limit = (self.description["input"][key] for key in ("unit", "limit"))
-        return np.clip(np.round(flat / unit), -limit, limit).astype(np.int32)
+        return np.asarray(np.clip(np.round(flat / unit), -limit, limit), np.int32)
 
     def samples(self, recorded: np.ndarray, valid: int, count: int) -> np.ndarray:
         """[T, B, entries] of what a process valid from `valid` sent, recorded as [entries, steps]."""
@@ -107,25 +108,28 @@ class Simulation:
         """What each sink's ports sent at every step, `[entries, total]`; `sinks`: a process and the ports to sum."""
         from lava.magma.core.run_conditions import RunSteps
         from lava.magma.core.run_configs import Loihi2SimCfg
-        from lava.proc.io.sink import RingBuffer as Sink
+        from stdeploy_lava.recorder import Recorder
 
-        made = {}
-        for name, (_, ports) in sinks.items():
-            made[name] = Sink(shape=ports[0].shape, buffer=self.total)
-            for port in ports:
-                port.connect(made[name].a_in)
-        recorded: dict[str, np.ndarray] = {}
         groups: dict[str, list[str]] = {}
         for name, (process, _) in sinks.items():
             groups.setdefault(self.group(process), []).append(name)
-        for names in groups.values():
-            last = made[names[0]]
-            last.run(
-                condition=RunSteps(num_steps=self.total),
-                run_cfg=Loihi2SimCfg(select_tag=self.network.precision),
-            )
-            recorded |= {name: made[name].data.get() for name in names}
-            last.stop()
+        recorded: dict[str, np.ndarray] = {}
+        with tempfile.TemporaryDirectory(prefix="lava-") as folder:
+            made: dict[str, Any] = {}
+            files = {name: os.path.join(folder, str(i)) for i, name in enumerate(sinks)}
+            for name, (_, ports) in sinks.items():
+                made[name] = Recorder(shape=ports[0].shape, total=self.total, path=files[name])
+                for port in ports:
+                    port.connect(made[name].a_in)
+            for names in groups.values():
+                last = made[names[0]]
+                last.run(
+                    condition=RunSteps(num_steps=self.total),
+                    run_cfg=Loihi2SimCfg(select_tag=self.network.precision),
+                )
+                last.stop()
+                for name in names:
+                    recorded[name] = np.fromfile(files[name]).reshape(self.total, -1).T
         return recorded
 
 

@@ -55,6 +55,8 @@ def product(q: Any, k: Any, v: Any, heads_q: list[int], heads_v: list[int], toke
 
 
 class _Model(PyLoihiProcessModel):  # type: ignore[misc]
+    a_buff: Any
+
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.heads_q, self.heads_v = proc_params["heads_q"], proc_params["heads_v"]
