@@ -141,8 +141,10 @@ class OnnxFile:
     def to_graph(self, name: str, tensor: Array) -> Array:
         """Spikes of a layer as uint8 [T, B, *shape], from the tensor in the file's form."""
         layer, steps = self.layers[name], self.steps
-        if layer.form != "last":
+        if layer.form not in ("last", "heads"):
             return tensor.reshape(steps, -1, *layer.shape).astype(np.uint8)
+        if layer.form == "heads":
+            tensor = tensor.swapaxes(1, 2)
         rows = tensor.reshape(steps, -1, *layer.shape[1:], layer.shape[0])
         return np.ascontiguousarray(np.moveaxis(rows, -1, 2).astype(np.uint8))
 
@@ -152,8 +154,11 @@ class OnnxFile:
         wanted = (self.steps, batch, *layer.shape)
         if array.shape != wanted:
             raise UserError(f"forced spikes of {name} have shape {array.shape}, the neuron {wanted}")
-        if layer.form == "last":
+        if layer.form in ("last", "heads"):
             array = np.moveaxis(array, 2, -1)
+        if layer.form == "heads":
+            heads, positions, size = layer.dims
+            array = array.reshape(-1, positions, heads, size).swapaxes(1, 2)
         return np.ascontiguousarray(array).reshape(-1, *layer.dims)
 
     def forced_feeds(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:

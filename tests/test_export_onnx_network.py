@@ -97,28 +97,6 @@ def test_forced_spikes_reach_consumers_and_own_spikes_are_reported(tmp_path: Pat
     assert not np.array_equal(got.spikes[names[0]], forced[names[0]])
 
 
-def test_tau_and_threshold_leave_the_weights_alone(tmp_path: Path) -> None:
-    """Per neuron and step one multiply-add, compare and select; one cast per layer; no transpose but four."""
-    graph = spikformer_graph(steps=4, neurons="spikingjelly", heads=(5, 5), v_heads=(5, 5), batch_norm=False)
-    export(graph, tmp_path / "net.onnx")
-    model = onnx.load(tmp_path / "net.onnx")
-    kinds: dict[str, int] = {}
-    for node in model.graph.node:
-        kinds[node.op_type] = kinds.get(node.op_type, 0) + 1
-    layers = len(graph.neurons)
-    assert kinds["Cast"] == layers
-    assert kinds["GreaterOrEqual"] == 4 * layers
-    assert kinds["Where"] == 3 * layers
-    assert kinds["Mul"] == 3 * layers + 1  # the attention's scale
-    assert kinds["Transpose"] == 5  # stem to rows; q, k, v into heads and back
-    stored = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
-    weight = graph["block.0.attn.q_conv"].op
-    assert isinstance(weight, ops.Linear)
-    np.testing.assert_array_equal(
-        stored["block.0.attn.q_conv.weight"], weight.weight.array().astype(np.float32)
-    )
-
-
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     graph = spikformer_graph(steps=4).with_metadata(
         source_sha256="ab" * 32, model="Spikformer", passes=["fold-affine: 7 folded"]

@@ -13,9 +13,14 @@ from stdeploy.graph.ops import Constant, MatMul
 from stdeploy.graph.value import Value
 
 
-def emit_matmul(layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered) -> Lowered:
-    """Product of `a` and `b`, in the form that its readers want: maps, pairs, or token rows."""
-    return getattr(_Product(layouts, node, op, a, b), op.over)()  # type: ignore[no-any-return]
+def emit_matmul(
+    layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered, factor: float | None
+) -> Lowered:
+    """Product of `a` and `b` as maps, pairs, or token rows.
+
+    With `factor`, which multiplies it, only a neuron reads it: what has equal heads stays split into them.
+    """
+    return getattr(_Product(layouts, node, op, a, b, factor), op.over)()  # type: ignore[no-any-return]
 
 
 def _equal(heads: tuple[int, ...]) -> bool:
@@ -23,9 +28,11 @@ def _equal(heads: tuple[int, ...]) -> bool:
 
 
 class _Product:
-    def __init__(self, layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered) -> None:
+    def __init__(
+        self, layouts: Layouts, node: Node, op: MatMul, a: Lowered, b: Lowered, factor: float | None
+    ) -> None:
         self.layouts, self.em, self.name = layouts, layouts.emitter, node.name
-        self.node, self.op, self.a, self.b = node, op, a, b
+        self.node, self.op, self.a, self.b, self.factor = node, op, a, b, factor
         self.step = node.value.time == "step"
 
     def channels(self) -> Lowered:
@@ -94,6 +101,9 @@ class _Product:
         """[lead, H, N, d], or [lead, H, d, N] with `swap`."""
         h, d, n = len(heads), heads[0], math.prod(x.value.shape[1:])
         name = f"{self.name}/{label}"
+        if x.native == "heads" and x.sizes == (h, n, d):
+            tensor = self.layouts.read(x, "heads", name, step=self.step)
+            return self.em.transpose(tensor, (0, 1, 3, 2), name) if swap else tensor
         if x.native == "last" or "last" in x.tensors:
             tensor = self.layouts.read(x, "last", name, step=self.step)
             tensor = self.em.reshape(tensor, (-1, n, h, d), name)
@@ -136,12 +146,25 @@ class _Product:
         return self.em.op("Concat", parts, self.name, axis=axis) if len(parts) > 1 else parts[0]
 
     def rows(self, y: str, heads: tuple[int, ...]) -> Lowered:
-        """[lead, H, N, e] as token rows [lead * N, C]."""
-        y = self.em.transpose(y, (0, 2, 1, 3), self.name)
-        return self.token_rows(self.em.reshape(y, (-1, sum(heads)), self.name))
+        """[lead, H, N, e], as it is or as token rows [lead * N, C]."""
+        if self.factor is None or len(self.node.value.shape) < 2:
+            return self.token_rows(self.layouts.merge_heads(self.scaled(y), sum(heads), self.name))
+        sizes = (len(heads), math.prod(self.node.value.shape[1:]), heads[0])
+        return Lowered(self.node.value, {"heads": self.scaled(y)}, sizes=sizes)
+
+    def scaled(self, y: str) -> str:
+        """y times the factor; right behind the product, so that runtimes take both as one."""
+        if self.factor is None or self.factor == 1.0:
+            return y
+        return self.em.op(
+            "Mul",
+            [y, self.em.constant(np.asarray(self.factor), f"{self.name}.factor")],
+            f"{self.name}/factor",
+        )
 
     def ragged_rows(self, parts: list[str]) -> Lowered:
-        return self.token_rows(self.em.reshape(self.join(parts, 2), (-1, sum(self.op.heads_b)), self.name))
+        y = self.em.reshape(self.join(parts, 2), (-1, sum(self.op.heads_b)), self.name)
+        return self.token_rows(self.scaled(y))
 
     def token_rows(self, y: str) -> Lowered:
         return Lowered(self.node.value, {"last" if len(self.node.value.shape) > 1 else "first": y})

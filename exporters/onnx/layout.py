@@ -17,10 +17,10 @@ from stdeploy.graph.ops import Constant
 from stdeploy.graph.value import Value
 from stdeploy.graph.weight import Array
 
-Form = Literal["first", "last", "maps", "pairs"]
+Form = Literal["first", "last", "heads", "maps", "pairs"]
 """`first`: [lead, *shape]. `last`: [lead * positions, C], so a token Linear is one Gemm without any
-transpose. `maps`: an attention map [H, *n, *m] as [lead, H, N, M]. `pairs`: the products of equal
-heads as [lead, H, d, e]. Only matrix products make and read the last two."""
+transpose. `heads`: the channels of equal heads as [lead, H, N, d]. `maps`: an attention map [H, *n, *m] as [lead, H, N, M]. `pairs`: the products of equal
+heads as [lead, H, d, e]. Only matrix products, and neurons next to them, make and read the last three."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Lowered:
     tensors: dict[Form, str] = field(default_factory=dict)
     constant: Constant | None = None
     sizes: tuple[int, ...] = ()
-    """Of the native form, behind lead: (H, N, M) of `maps`, (H, d, e) of `pairs`."""
+    """Of the native form, behind lead: (H, N, d) of `heads`, (H, N, M) of `maps`, (H, d, e) of `pairs`."""
     parts: tuple[tuple[str, tuple[int, int]], ...] = ()
     """Pairs of ragged heads: [lead, d, e] of each with its (d, e); "" where that is empty."""
 
@@ -70,11 +70,14 @@ class Layouts:
         return self._cache[key]
 
     def _convert(self, x: Lowered, form: Form, name: str) -> str:
-        if form in ("maps", "pairs"):
+        if form in ("heads", "maps", "pairs"):
             raise ValueError(f"{name}: the form {form} is set by the operator that reads it")
         em, native = self.emitter, x.native
         tensor, shape = x.tensors[native], x.value.shape
         k = len(shape) - 1
+        if native == "heads":
+            tensor = self.merge_heads(tensor, shape[0], name)
+            return tensor if form == "last" else self._convert(Lowered(x.value, {"last": tensor}), form, name)
         if native == "last":
             tensor = em.reshape(tensor, (-1, *shape[1:], shape[0]), name)
             return em.transpose(tensor, (0, k + 1, *range(1, k + 1)), name)
@@ -84,6 +87,19 @@ class Layouts:
             return em.reshape(tensor, (-1, *shape), name)
         tensor = em.transpose(tensor, (0, *range(2, k + 2), 1), name)
         return em.reshape(tensor, (-1, shape[0]), name)
+
+    def split_heads(self, tensor: str, form: Form, sizes: Sequence[int], name: str) -> str:
+        """A `first` or `last` tensor as [lead, H, N, d] for the given (H, N, d)."""
+        h, n, d = sizes
+        if form == "last":
+            return self.emitter.transpose(
+                self.emitter.reshape(tensor, (-1, n, h, d), name), (0, 2, 1, 3), name
+            )
+        return self.emitter.transpose(self.emitter.reshape(tensor, (-1, h, d, n), name), (0, 1, 3, 2), name)
+
+    def merge_heads(self, tensor: str, channels: int, name: str) -> str:
+        """[lead, H, N, d] as rows [lead * N, C]."""
+        return self.emitter.reshape(self.emitter.transpose(tensor, (0, 2, 1, 3), name), (-1, channels), name)
 
     def _join(self, x: Lowered, name: str) -> str:
         em = self.emitter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from stdeploy.exporters.onnx.attention import emit_matmul
 from stdeploy.exporters.onnx.elementwise import emit_affine, emit_binary, emit_scale
 from stdeploy.exporters.onnx.emitter import Emitter
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
-from stdeploy.exporters.onnx.neuron import emit_neuron
+from stdeploy.exporters.onnx.neuron import Stepper, emit_neuron, to_float, to_heads
+from stdeploy.exporters.onnx.plan import Group, plan
 from stdeploy.exporters.onnx.pool import emit_avgpool, emit_maxpool
 from stdeploy.exporters.onnx.select import Selections
 from stdeploy.graph import ops
@@ -27,9 +29,11 @@ class Lowering:
         self.graph = graph
         self.emitter = Emitter(opset)
         self.layouts = Layouts(self.emitter, graph.steps)
+        self.plan = plan(graph)
         self.values: dict[str, Lowered] = {}
         self.outputs: dict[str, str] = {}
         self.selections = Selections(self.layouts)
+        self.grouped: dict[str, Lowered] = {}
 
     def run(self) -> None:
         """Lower every node; the input and the outputs keep their public names."""
@@ -43,6 +47,10 @@ class Lowering:
     def read(self, node: Node, x: Lowered, form: Form) -> str:
         """Tensor of `x` for `node`, repeated over the steps where the node's own value has steps."""
         return self.layouts.read(x, form, node.name, step=node.value.time == "step")
+
+    def signed(self, node: Node, values: Array) -> Array:
+        """A product's weights or biases, negated where the plan says so."""
+        return -values if node.name in self.plan.negated else values
 
 
 def _input(low: Lowering, node: Node, op: ops.Input, args: list[Lowered]) -> Lowered:
@@ -62,11 +70,14 @@ def _constant(low: Lowering, node: Node, op: ops.Constant, args: list[Lowered]) 
 def _linear(low: Lowering, node: Node, op: ops.Linear, args: list[Lowered]) -> Lowered:
     """Gemm over all positions of all steps; a bias per step is added behind it."""
     em, (x,) = low.emitter, args
+    if node.name in low.plan.groups:
+        return Lowered(node.value)  # its neuron emits it
     form: Form = "last" if len(node.value.shape) > 1 else "first"
-    inputs = [low.layouts.read(x, form, node.name), em.constant(op.weight.array(), f"{node.name}.weight")]
+    weight = low.signed(node, op.weight.array())
+    inputs = [low.layouts.read(x, form, node.name), em.constant(weight, f"{node.name}.weight")]
     per_step = op.bias is not None and op.bias.ndim == 2
     if op.bias is not None and not per_step:
-        inputs.append(em.constant(op.bias, f"{node.name}.bias"))
+        inputs.append(em.constant(low.signed(node, op.bias), f"{node.name}.bias"))
     y = em.op("Gemm", inputs, node.name, transB=1)
     if per_step:
         y = _step_bias(low, node, y, form, x, op.bias)
@@ -77,6 +88,7 @@ def _step_bias(low: Lowering, node: Node, y: str, form: Form, x: Lowered, bias: 
     if bias is None:
         return y
     trailing = 0 if form == "last" else len(node.value.shape) - 1
+    bias = low.signed(node, bias)
     terms = bias.reshape(*bias.shape, *([1] * trailing))
     return low.layouts.with_steps(y, form, node.value.shape, x.value.time == "static", terms, node.name)
 
@@ -88,9 +100,10 @@ def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Lowered]) -> Lower
     if pointwise and x.native == "last":
         matrix = ops.Linear(_as_matrix(op), op.bias)
         return _linear(low, node, matrix, args)
-    inputs = [low.layouts.read(x, "first", node.name), em.constant(op.weight.array(), f"{node.name}.weight")]
+    weight = low.signed(node, op.weight.array())
+    inputs = [low.layouts.read(x, "first", node.name), em.constant(weight, f"{node.name}.weight")]
     if op.bias is not None and op.bias.ndim == 1:
-        inputs.append(em.constant(op.bias, f"{node.name}.bias"))
+        inputs.append(em.constant(low.signed(node, op.bias), f"{node.name}.bias"))
     y = em.op(
         "Conv",
         inputs,
@@ -112,7 +125,70 @@ def _as_matrix(op: ops.Conv) -> Any:
 
 
 def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Lowered]) -> Lowered:
-    return emit_neuron(low.layouts, node, op, args[0])
+    group = low.plan.groups.get(node.name)
+    if group is not None:
+        if node.name not in low.grouped:
+            low.grouped.update(_group(low, group))
+        return low.grouped[node.name]
+    negated = bool({node.inputs[0]} & low.plan.negated)
+    return emit_neuron(low.layouts, node, op, args[0], negated=negated, heads=low.plan.heads.get(node.name))
+
+
+def _group(low: Lowering, group: Group) -> dict[str, Lowered]:
+    """Linears over one value as one Gemm, their neurons in one run of steps; spikes by neuron name."""
+    em, first = low.emitter, group.linears[0]
+    form: Form = "last" if len(first.value.shape) > 1 else "first"
+    x = low.layouts.read(low.values[first.inputs[0]], form, first.name)
+    name = _shared_name([n.name for n in group.linears])
+    weights, biases = [], []
+    for node in group.linears:
+        if not isinstance(node.op, ops.Linear):
+            raise TypeError(f"{node.name} is not a Linear")
+        weights.append(low.signed(node, node.op.weight.array()))
+        bias = np.zeros(len(weights[-1])) if node.op.bias is None else node.op.bias
+        biases.append(low.signed(node, bias))
+    inputs = [x, em.constant(np.concatenate(weights), f"{name}.weight")]
+    if any(np.any(b) for b in biases):
+        inputs.append(em.constant(np.concatenate(biases), f"{name}.bias"))
+    widths = [len(w) for w in weights]
+    value = replace(first.value, shape=(sum(widths), *first.value.shape[1:]))
+    drive = Lowered(value, {form: em.op("Gemm", inputs, name, transB=1)})
+    negated = first.name in low.plan.negated
+    fired = Stepper(low.layouts, _shared_name([n.name for n in group.neurons]), drive).run(
+        group.unit, negated
+    )
+    return _members(low, group, fired, form, widths)
+
+
+def _members(low: Lowering, group: Group, fired: str, form: Form, widths: list[int]) -> dict[str, Lowered]:
+    """Each neuron's part of the group's boolean spikes; equal heads are split once for all."""
+    neurons, heads = group.neurons, [low.plan.heads.get(n.name) for n in group.neurons]
+    em, name = low.emitter, f"{_shared_name([n.name for n in neurons])}/fired"
+    alike = heads[0]
+    if alike is not None and all(h == alike for h in heads):
+        (h, d), n = alike, math.prod(neurons[0].value.shape[1:])
+        parts = em.split(
+            low.layouts.split_heads(fired, form, (h * len(neurons), n, d), name), len(neurons), 1, name
+        )
+        return {
+            node.name: Lowered(node.value, {"heads": to_float(low.layouts, node, part)}, sizes=(h, n, d))
+            for node, part in zip(neurons, parts, strict=True)
+        }
+    out = {}
+    for node, part, split in zip(neurons, em.split(fired, widths, 1, name), heads, strict=True):
+        if split is None:
+            out[node.name] = Lowered(node.value, {form: to_float(low.layouts, node, part)})
+        else:
+            sizes = (split[0], math.prod(node.value.shape[1:]), split[1])
+            out[node.name] = to_heads(low.layouts, node, part, form, sizes)
+    return out
+
+
+def _shared_name(names: list[str]) -> str:
+    """`block.attn.q_lif`, `block.attn.k_lif` as `block.attn.q_lif+k_lif`."""
+    stem = names[0].rpartition(".")[0]
+    same = stem and all(n.rpartition(".")[0] == stem for n in names)
+    return "+".join([names[0], *(n.rpartition(".")[2] if same else n for n in names[1:])])
 
 
 def _reduce(low: Lowering, node: Node, op: ops.Reduce, args: list[Lowered]) -> Lowered:
@@ -128,7 +204,14 @@ def _reduce(low: Lowering, node: Node, op: ops.Reduce, args: list[Lowered]) -> L
 
 
 def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Lowered]) -> Lowered:
-    return emit_matmul(low.layouts, node, op, *args)
+    a, b = args
+    return emit_matmul(low.layouts, node, op, a, b, low.plan.factors.get(node.name))
+
+
+def _scale(low: Lowering, node: Node, op: ops.Scale, args: list[Lowered]) -> Lowered:
+    if node.name in low.plan.absorbed:
+        return replace(args[0], value=node.value)
+    return emit_scale(low.layouts, node, op, args[0])
 
 
 def _flatten(low: Lowering, node: Node, op: ops.Flatten, args: list[Lowered]) -> Lowered:
@@ -204,7 +287,7 @@ EMIT: dict[type[ops.Op], Callable[[Lowering, Node, Any, list[Lowered]], Lowered]
     ops.Reduce: _reduce,
     ops.Add: lambda low, node, op, args: emit_binary(low.layouts, node, "Add", args),
     ops.Mul: lambda low, node, op, args: emit_binary(low.layouts, node, "Mul", args),
-    ops.Scale: lambda low, node, op, args: emit_scale(low.layouts, node, op, args[0]),
+    ops.Scale: _scale,
     ops.MatMul: _matmul,
     ops.Flatten: _flatten,
     ops.Concat: _concat,
