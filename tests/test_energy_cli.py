@@ -162,6 +162,16 @@ def test_shards_merge_to_the_one_run(folder: Path) -> None:
     assert document(folder / "two.json") == document(folder / "one.json")
 
 
+def test_a_shard_is_merged_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert energy("net.stg", "--data", "data.npz", "-q", "--shard", "1/2", "--counts", "a.json") == 0
+    (folder / "copy.json").write_text((folder / "a.json").read_text())
+    assert energy("--merge", "a.json", "--merge", "copy.json") == 2
+    assert "copy.json is merged twice" in capsys.readouterr().err
+    assert energy("smaller.stg", "--data", "data.npz", "-q", "--shard", "2/2", "--counts", "b.json") == 0
+    assert energy("--merge", "a.json", "--merge", "b.json") == 2
+    assert "counts of different networks" in capsys.readouterr().err
+
+
 def test_an_onnx_artefact_counts_as_its_model(folder: Path) -> None:
     assert run(["export", "net.stg", "--target", "onnx", "-o", "net.onnx", "--no-verify", "-q"]) == 0
     assert energy("net.stg", "--data", "data.npz", "--json", "model.json", "-q") == 0
@@ -256,7 +266,9 @@ def test_without_matplotlib_the_page_is_refused_before_anything_runs(
             "leave out --artefact",
         ),
         (["net.stg", "--merge", "c.json"], "leave out MODEL"),
+        (["--merge", "c.json", "--artefact", "net.stg"], "leave out MODEL"),
         (["--merge", "c.json"], "c.json"),
+        (["net.stg", "--profiles"], "leave out MODEL"),
         (["--merge", "data.npz"], "data.npz"),
     ],
 )

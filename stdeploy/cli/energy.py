@@ -167,8 +167,10 @@ def command(
     from stdeploy.energy.report import EnergyReport
 
     talk = Talk(json_file, verbose, quiet)
+    if (list_profiles or self_check) and model_file is not None:
+        raise click.UsageError("--profiles and --self-check count nothing; leave out MODEL")
     if list_profiles:
-        return _show_profiles(talk)
+        return _show_profiles(talk, markdown_file)
     if self_check:
         return _show_self_check(talk)
     profiles = load_profiles(list(profile_names) or list(DEFAULT_PROFILES), synop_pj)
@@ -176,7 +178,7 @@ def command(
         profiles += load_profiles(list(DEFAULT_BOUNDS))
     if html_file is not None:
         require_matplotlib()
-    ledger = _merged(model_file, shards) if shards else _counted(talk, model_file, **options)
+    ledger = _merged(model_file, shards, options) if shards else _counted(talk, model_file, **options)
     if counts is not None:
         save_ledger(ledger, counts)
         talk.phase("write", str(counts))
@@ -193,12 +195,19 @@ def command(
     return None
 
 
-def _merged(model_file: Path | None, shards: tuple[Path, ...]) -> Ledger:
+def _merged(model_file: Path | None, shards: tuple[Path, ...], options: dict[str, Any]) -> Ledger:
+    """The shards together; UsageError where something else than --baseline is to be counted too."""
     from stdeploy.energy.ledger import load_ledger, merge
 
-    if model_file is not None:
-        raise click.UsageError("--merge prices counts that are there already; leave out MODEL")
-    return merge([load_ledger(path) for path in shards])
+    if model_file is not None or options["artefact"] is not None or options["shard"] is not None:
+        raise click.UsageError(
+            "--merge prices counts that are there already; leave out MODEL and what it runs"
+        )
+    ledgers = [load_ledger(path) for path in shards]
+    for i, ledger in enumerate(ledgers):
+        if ledger in ledgers[:i]:
+            raise UserError(f"{shards[i]} is merged twice", hint="every sample is to be counted once")
+    return merge(ledgers)
 
 
 def _counted(
@@ -294,15 +303,20 @@ def _write(
             talk.phase("write", str(path))
 
 
-def _show_profiles(talk: Talk) -> None:
+def _show_profiles(talk: Talk, markdown: Path | None) -> None:
     """All shipped prices, and the chips that have none."""
     from stdeploy.energy.profile import load_profiles, profile_table, refused, shipped
+    from stdeploy.files import atomic_write
 
     profiles = load_profiles(list(shipped()))
-    talk.result(profile_table(profiles).render())
+    table = profile_table(profiles)
+    talk.result(table.render())
     talk.result("\nNot priced without a value of yours (--synop-pj, or a profile file):")
     for name, entry in refused().items():
         talk.result(f"  {name:<8} {entry['reason']}")
+    if markdown is not None:
+        with atomic_write(markdown) as temporary:
+            temporary.write_text(table.markdown(), encoding="utf-8")
     documents = [profile.to_dict() for profile in profiles]
     talk.document({"schema_version": 1, "profiles": documents, "refused": refused()})
 

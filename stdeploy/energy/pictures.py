@@ -83,12 +83,12 @@ def _drawing(name: str) -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, columns: int = 1, share: bool = False) -> tuple[Any, list[Any]]:
-    """A figure of so many inches with its axes, side by side; `share` gives them one vertical axis."""
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of so many inches with its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=share)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _svg(figure: Any, page: bool) -> str:
@@ -158,15 +158,16 @@ def layer_bars(
     panels = [("computation", COMPUTED)]
     if any(row.sum(MEMORY) for row in rows):
         panels.append(("with memory", PARTS))
-    figure, axes = _figure(9.4, 1.4 + 0.2 * len(rows), len(panels), share=True)
+    figure, axes = _figure(9.4, 1.4 + 0.2 * len(rows), len(panels))
     handles: dict[str, Any] = {}
     for axis, (title, parts) in zip(axes, panels, strict=True):
         found = _bars(axis, rows, before, parts)
         last = {_BEHIND: outline} if (outline := handles.pop(_BEHIND, found.pop(_BEHIND, None))) else {}
         handles |= found | last
         axis.set_title(title, fontsize=9.5)
-    axes[0].set_yticks(range(len(rows)), [row.label for row in rows])
-    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    for axis in axes:
+        axis.set_yticks(range(len(rows)), [row.label for row in rows] if axis is axes[0] else [])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel(f"per sample, {priced.profile.title}", fontsize=9)
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
     return _svg(figure, page)
@@ -248,13 +249,15 @@ class Panel:
     x_ticks: Sequence[tuple[float, str]]
     line: float | None = None
     """A height to mark, as that of the baseline."""
+    from_zero: bool = False
 
 
 @_drawing("curves")
-def curves(panels: Sequence[Panel], *, page: bool = False) -> str:
-    """Panels of curves side by side under one legend."""
-    figure, axes = _figure(3.9 * len(panels) + 0.4, 3.6, len(panels))
-    for axis, panel in zip(axes, panels, strict=True):
+def curves(panels: Sequence[Panel], columns: int = 2, *, page: bool = False) -> str:
+    """Panels of curves under one legend, so many a row."""
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(4.3 * columns, 0.5 + 2.9 * rows, columns, rows)
+    for axis, panel in zip(axes, panels, strict=False):
         if panel.line is not None:
             axis.axhline(panel.line, color=_INK, linewidth=0.8, linestyle=":")
         for series in panel.series:
@@ -267,6 +270,10 @@ def curves(panels: Sequence[Panel], *, page: bool = False) -> str:
         axis.set_ylabel(panel.y_label)
         axis.set_xticks([x for x, _ in panel.x_ticks], [text for _, text in panel.x_ticks])
         axis.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.6)
+        if panel.from_zero:
+            axis.set_ylim(bottom=0)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return _svg(figure, page)
