@@ -98,7 +98,7 @@ def measure(
     outputs = {n.op.label: _Output(n.op.layout) for n in graph.outputs if isinstance(n.op, Output)}
     for done, batch in enumerate(batches(graph, inputs), 1):
         old, new = before.run(batch), after.run(batch)
-        alone = after.run(batch, old.spikes)
+        alone = after.run(batch, {**old.spikes, **old.selections})
         for name, count in layers.items():
             s, n, a = (run.spikes[name] != 0 for run in (old, new, alone))
             count += [s.size, (s != n).sum(), (s != a).sum(), s.sum(), n.sum()]
