@@ -33,6 +33,8 @@ MEMORY_BYTES = 1 << 30
 LISTED_PER_LAYER = 1000
 """Mismatches of one neuron layer that a report lists one by one; it counts all of them."""
 
+_REPORT = "this is a bug in stdeploy or in the runtime: please report it with the file"
+
 _ARRAYS_PER_SPIKE = 12
 """float64 arrays of a neuron layer's size that one comparison holds at a time."""
 
@@ -98,15 +100,11 @@ def compare_all(
     return [comparison.report(labels) for comparison in comparisons]
 
 
-def require(report: Report) -> Report:
-    """`report`, or ParityError where it found a difference that rounding does not explain."""
-    if not report.ok:
-        raise ParityError(
-            "; ".join(report.problems),
-            report,
-            hint="this is a bug in stdeploy or in the runtime: please report it with the file",
-        )
-    return report
+def require(*reports: Report, hint: str = _REPORT) -> None:
+    """ParityError where any report found a difference that rounding does not explain; `hint` says what to do."""
+    failed = [report for report in reports if not report.ok]
+    if failed:
+        raise ParityError("; ".join(p for report in failed for p in report.problems), failed[0], hint=hint)
 
 
 def batch_axis(graph: Graph) -> int:

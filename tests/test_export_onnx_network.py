@@ -52,7 +52,8 @@ def test_spikes_equal_the_interpreters(settings: dict[str, Any], passes: bool, t
         OnnxRuntimeExecutor(tmp_path / "net.onnx", threads=1),
         OpenVinoExecutor(tmp_path / "net.onnx", threads=1),
     ):
-        report = require(compare(reference, runtime, graph, x, exported=exported))
+        report = compare(reference, runtime, graph, x, exported=exported)
+        require(report)
         assert report.spike_mismatches <= 3, runtime.name
         single = random_inputs(graph, 1, seed=6)
         require(compare(reference, runtime, graph, single, exported=exported))

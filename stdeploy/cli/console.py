@@ -34,6 +34,11 @@ class Talk:
         if not self.quiet:
             self._result.print(Text(item) if isinstance(item, str) else item)
 
+    def text(self, lines: str) -> None:
+        """A part of the result that is text for other programs too: its lines are never wrapped."""
+        if not self.quiet:
+            self._result.print(Text(lines), soft_wrap=True)
+
     def phase(self, name: str, text: str, seconds: float | None = None) -> None:
         """One finished phase of an export: ` trace    58 nodes, T=4     0.8 s`."""
         lines = text.splitlines() or [""]

@@ -73,6 +73,7 @@ def command(
     from stdeploy import workflow
     from stdeploy.cli.console import Talk, size_text
     from stdeploy.graph import file as graph_file
+    from stdeploy.verify import require
 
     talk = Talk(json_file, verbose, quiet)
     wanted = chosen_for(target, options)
@@ -115,7 +116,7 @@ def command(
             "verify": [report.to_dict() for report in reports],
         }
     )
-    conclude(talk, reports, f"the file {path} was written but must not be used")
+    require(*reports, hint=f"the file {path} was written but must not be used")
     if no_verify:
         talk.log(f"not verified; stdeploy verify {model_file} {path} does it")
 
@@ -177,13 +178,3 @@ def verify(
     for warning in reports[0].warnings:
         talk.log(f"warning: {warning}")
     return reports
-
-
-def conclude(talk: Talk, reports: list[Report], consequence: str) -> None:
-    """ParityError (exit 1) where any report found what rounding does not explain."""
-    from stdeploy.errors import ParityError
-
-    failed = [report for report in reports if not report.ok]
-    if failed:
-        problems = "; ".join(problem for report in failed for problem in report.problems)
-        raise ParityError(problems, failed[0], hint=consequence)

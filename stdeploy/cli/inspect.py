@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   stdeploy inspect pruned.pt
+  stdeploy inspect pruned.pt --graph
   stdeploy inspect weights.pth --model mypackage.models:spikformer --input 3x32x32
   stdeploy inspect model.nir
 """
@@ -28,11 +29,13 @@ _WEIGHTED = ("Linear", "Conv", "Affine")
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Every node, not only those with weights.")
+@click.option("--graph", "as_text", is_flag=True, help="The traced graph instead, a line per node.")
 @model_options
 @common_options
 def command(
     model_file: Path,
     everything: bool,
+    as_text: bool,
     json_file: str | None,
     verbose: int,
     quiet: bool,
@@ -43,6 +46,7 @@ def command(
     """Show what FILE holds: layers, weights, neurons, what folds, and which targets take it."""
     from stdeploy import workflow
     from stdeploy.cli.console import Talk
+    from stdeploy.graph.printer import print_graph
 
     talk = Talk(json_file, verbose, quiet)
     if model_file.suffix in (".onnx", ".nir"):
@@ -54,6 +58,11 @@ def command(
         talk.document({"schema_version": 1, **facts})
         return
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    if as_text:
+        text = print_graph(source.graph)
+        talk.text(text)
+        talk.document({"schema_version": 1, "graph": text.splitlines()})
+        return
     show(talk, source, everything)
 
 

@@ -52,6 +52,7 @@ def command(
     from stdeploy import workflow
     from stdeploy.cli import export
     from stdeploy.cli.console import Talk
+    from stdeploy.verify import require
 
     talk = Talk(json_file, verbose, quiet)
     workflow.target_of(artefact)  # a wrong file is refused before the model is traced
@@ -60,4 +61,4 @@ def command(
     chosen = export.inputs_for(talk, source.graph, data, samples)
     reports = export.verify(talk, source, exported, artefact, chosen, readers)
     talk.document({"schema_version": 1, "verify": [report.to_dict() for report in reports]})
-    export.conclude(talk, reports, f"do not use {artefact}; export it again with this version")
+    require(*reports, hint=f"do not use {artefact}; export it again with this version")
