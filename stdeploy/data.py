@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stdeploy.errors import UserError
 from stdeploy.graph import Graph
+from stdeploy.graph.execution import batch_size, leading
 from stdeploy.graph.ops import Input
 from stdeploy.graph.weight import Array
 
@@ -23,7 +23,7 @@ def load_data(path: Path, graph: Graph, limit: int | None = None) -> tuple[Array
     Raises UserError that names the file and the shape it should have.
     """
     wanted = input_text(graph)
-    hint = f"save it with numpy.savez(path, images=float32 {wanted}, labels=int64 n)"
+    hint = f"save it with numpy.savez(path, images=float32 {wanted}, labels=int64 B)"
     if path.is_file() and not zipfile.is_zipfile(path):
         raise UserError(f"--data {path} is not a readable npz file", hint=hint)
     try:
@@ -48,17 +48,14 @@ def load_data(path: Path, graph: Graph, limit: int | None = None) -> tuple[Array
 
 def _fault(images: Array, labels: Array | None, graph: Graph) -> str | None:
     op = _input(graph)
-    lead: dict[str, list[int | None]] = {"B": [None], "BT": [None, graph.steps], "TB": [graph.steps, None]}
-    wanted = [*lead[op.layout], *op.shape]
-    if images.ndim != len(wanted) or any(
-        w not in (None, n) for w, n in zip(wanted, images.shape, strict=True)
-    ):
-        return f"images have shape {'x'.join(map(str, images.shape)) or '()'}, the model takes {input_text(graph)}"
+    try:
+        count = batch_size(images, op.layout, op.shape, graph.steps)
+    except UserError as error:
+        return error.message
     if images.dtype != np.float32:
         return f"images are {images.dtype}, not float32 as the model takes them (normalised)"
     if not np.all(np.isfinite(images)):
         return "images hold values that are not finite"
-    count = images.shape[wanted.index(None)]
     if count == 0:
         return "images hold no sample"
     if labels is not None and labels.shape != (count,):
@@ -74,15 +71,14 @@ def _fault(images: Array, labels: Array | None, graph: Graph) -> str | None:
 def random_data(graph: Graph, samples: int, seed: int = SEED) -> Array:
     """Standard normal inputs in the model's layout, float32: they exercise the network but mean nothing."""
     op = _input(graph)
-    lead = {"B": (samples,), "BT": (samples, graph.steps), "TB": (graph.steps, samples)}[op.layout]
+    lead = leading(op.layout, samples, graph.steps)
     return np.random.default_rng(seed).standard_normal((*lead, *op.shape)).astype(np.float32)
 
 
 def input_text(graph: Graph) -> str:
-    """The input's shape in words: n x 1 x 28 x 28."""
+    """The input's shape in words, B samples: Bx1x28x28."""
     op = _input(graph)
-    lead: dict[str, list[Any]] = {"B": ["n"], "BT": ["n", graph.steps], "TB": [graph.steps, "n"]}
-    return "x".join(str(d) for d in [*lead[op.layout], *op.shape])
+    return "x".join(str(d) for d in [*leading(op.layout, "B", graph.steps), *op.shape])
 
 
 def _input(graph: Graph) -> Input:

@@ -200,8 +200,8 @@ def nudged(graph: Graph) -> Graph:
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({"images": np.zeros((4, 2, 8, 9), np.float32)}, "shape 4x2x8x9, the model takes nx2x8x8"),
-        ({"images": np.zeros((4, 8, 8), np.float32)}, "shape 4x8x8, the model takes nx2x8x8"),
+        ({"images": np.zeros((4, 2, 8, 9), np.float32)}, "shape 4x2x8x9, the model takes Bx2x8x8"),
+        ({"images": np.zeros((4, 8, 8), np.float32)}, "shape 4x8x8, the model takes Bx2x8x8"),
         ({"images": np.zeros((4, 2, 8, 8))}, "float64, not float32"),
         ({"images": np.full((4, 2, 8, 8), np.nan, np.float32)}, "not finite"),
         ({"images": np.zeros((0, 2, 8, 8), np.float32)}, "no sample"),
@@ -368,3 +368,11 @@ def test_a_reader_known_to_be_wrong_is_refused_with_what_was_measured(
     file.write_bytes(b"")
     with pytest.raises(UserError, match=reason):
         workflow.executors(file, (reader,))
+
+
+def test_inspect_prints_the_graph_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "net.stg", "--graph", "--json=graph.json"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == f"graph steps=2 nodes={len(GRAPH)} neurons={len(GRAPH.neurons)}"
+    assert "%head: [channel:5] final real = Linear(" in text
+    assert json.loads(Path("graph.json").read_text())["graph"] == text.splitlines()

@@ -15,6 +15,7 @@ from stdeploy.exporters.onnx.check import Options
 from stdeploy.exporters.onnx.layout import Lowered
 from stdeploy.exporters.onnx.lower import Lowering, by_step
 from stdeploy.files import atomic_write
+from stdeploy.graph.execution import leading
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Input, Output
 
@@ -55,8 +56,7 @@ def build_model(graph: Graph, options: Options) -> onnx.ModelProto:
 
 
 def _dims(layout: str, steps: int, shape: tuple[int, ...]) -> list[str | int]:
-    outer: dict[str, list[str | int]] = {"B": ["B"], "BT": ["B", steps], "TB": [steps, "B"]}
-    return [*outer[layout], *shape]
+    return [*leading(layout, "B", steps), *shape]
 
 
 def _named_output(low: Lowering, node: Node) -> onnx.ValueInfoProto:

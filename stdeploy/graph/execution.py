@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stdeploy.errors import UserError
 from stdeploy.graph.weight import Array
+
+L = TypeVar("L")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +55,22 @@ def answers(values: Array, layout: str) -> list[int]:
     return [int(i) for i in scores.argmax(axis=-1)]
 
 
+def leading(layout: str, batch: L, steps: int) -> list[L | int]:
+    """The dimensions of an Input's or Output's layout before one sample's own; `batch` stands for B."""
+    orders: dict[str, list[L | int]] = {"B": [batch], "BT": [batch, steps], "TB": [steps, batch]}
+    return orders[layout]
+
+
 def batch_size(inputs: Array, layout: str, shape: Sequence[int], steps: int) -> int:
     """B of a batch in an Input's layout; `shape` is one sample's, without T and B.
 
     Raises UserError that names the expected shape where `inputs` do not have it.
     """
-    outer: dict[str, list[int | None]] = {"B": [None], "BT": [None, steps], "TB": [steps, None]}
-    wanted = [*outer[layout], *shape]
+    wanted = [*leading(layout, None, steps), *shape]
     if len(wanted) != inputs.ndim or any(
         w not in (None, n) for w, n in zip(wanted, inputs.shape, strict=True)
     ):
-        got = "x".join(str(n) for n in inputs.shape)
+        got = "x".join(str(n) for n in inputs.shape) or "()"
         takes = "x".join("B" if w is None else str(w) for w in wanted)
         raise UserError(f"the input has shape {got}, the model takes {takes}", hint="B is the batch size")
     return int(inputs.shape[wanted.index(None)])
