@@ -7,12 +7,12 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c requirements/lock.tx
 
 # torch first: an unpinned requirement would fetch several GB of CUDA libraries. spikingjelly without
 # its dependencies: the torchvision and torchaudio it asks for do not import beside a CPU torch.
-$(BIN)/.ok: pyproject.toml requirements/lock.txt
+$(BIN)/.ok: pyproject.toml requirements/lock.txt requirements/tools.txt
 	$(PY) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e ".[cpu,openvino,readers,plots,dev]"
 	$(PIP) loguru tqdm
-	$(PIP) --no-deps spikingjelly
+	$(PIP) --no-deps spikingjelly -r requirements/tools.txt
 	touch $@
 
 demo: $(BIN)/.ok
@@ -33,6 +33,7 @@ test: $(BIN)/.ok .venv-lava/.ok
 bench: $(BIN)/.ok
 	$(BIN)/python benchmarks/export_onnx.py
 	$(BIN)/python benchmarks/trace_large.py
+	$(BIN)/python benchmarks/energy_overhead.py
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .

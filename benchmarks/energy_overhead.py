@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import stdeploy
-from stdeploy.compress import prune
+from stdeploy.compress import apply_masks, prune
 from stdeploy.energy.counting import Counter
 from stdeploy.models import Spikformer, calibrate_batchnorm, spikformer_cifar10
 from stdeploy.passes.base import run_pipeline
@@ -85,8 +85,9 @@ def main() -> None:
         "batch": BATCH,
     }
     document["dense"] = measure(net)
-    prune(net, "l1p", 0.8)
-    document["l1p 80 %"] = measure(net.eval())
+    masks, _ = prune(net, "l1p", 0.8)
+    apply_masks(net, masks)
+    document["l1p 80 %"] = measure(net)
     RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")

@@ -90,6 +90,8 @@ def count_matmul(op: ops.MatMul, a: Array, b: Array) -> dict[str, Array]:
     return {
         "left_events": per_sample(a != 0),
         "right_events": per_sample(b != 0),
+        "left_several": per_sample(a if a.dtype == np.bool_ else a > 1),
+        "right_several": per_sample(b if b.dtype == np.bool_ else b > 1),
         "coincidence": _paired(left, right),
         "left_driven": _paired(left, all_right),
         "right_driven": _paired(all_left, right),
@@ -173,6 +175,12 @@ def order_constants(order: Order, graph: Graph) -> dict[str, int]:
     }
 
 
+def _several(signals: Signals, name: str, mask: Array) -> Array:
+    if signals.is_real(name):
+        return per_sample(mask)
+    return per_sample(np.broadcast_to(signals.units(name) > 1, mask.shape))
+
+
 def count_gate(node: Node, signals: Signals) -> dict[str, Array]:
     """Quantities of an elementwise product (role "product"), `[rows, B]` int64; a size-1 axis spreads."""
     rows = signals.rows(node.name)
@@ -181,6 +189,8 @@ def count_gate(node: Node, signals: Signals) -> dict[str, Array]:
     out = {
         "left_events": per_sample(left),
         "right_events": per_sample(right),
+        "left_several": _several(signals, node.inputs[0], left),
+        "right_several": _several(signals, node.inputs[1], right),
         "coincidence": per_sample(left & right),
         "left_driven": per_sample(np.broadcast_to(left, spread)),
         "right_driven": per_sample(np.broadcast_to(right, spread)),

@@ -84,6 +84,7 @@ class _Layer:
     scale: float
     constants: dict[str, int]
     count: CountFunction = field(repr=False)
+    parts: tuple[str, ...] = ()
 
     def rows(self, steps: int) -> int:
         return steps if self.time == "step" else 1
@@ -158,6 +159,7 @@ class Counter:
                 layer.constants,
                 {q: tuple(rows) for q, rows in steps[i].items()},
                 totals[i],
+                layer.parts,
             )
             for i, layer in enumerate(self._layers)
         )
@@ -315,7 +317,16 @@ def _product(node: Node, graph: Graph) -> _Facts:
 
 def _product_constants(node: Node, graph: Graph, dense: int) -> dict[str, int]:
     left, right = (int(np.prod(value.shape)) for value in graph.values(node))
-    return {"left": left, "right": right, "outputs": int(np.prod(node.value.shape)), "dense": dense}
+    units = (value.domain.maximum is not None and value.domain.scale == 1.0 for value in graph.values(node))
+    left_unit, right_unit = map(int, units)
+    return {
+        "left": left,
+        "right": right,
+        "left_unit": left_unit,
+        "right_unit": right_unit,
+        "outputs": int(np.prod(node.value.shape)),
+        "dense": dense,
+    }
 
 
 def _neuron(node: Node, graph: Graph) -> _Facts:
@@ -354,6 +365,7 @@ def _order(order: Order, graph: Graph) -> _Layer:
         1.0,
         order_constants(order, graph),
         lambda signals, reach, counted: count_order(order, signals, counted),
+        order.nodes,
     )
 
 

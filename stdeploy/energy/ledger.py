@@ -41,6 +41,8 @@ QUANTITIES: dict[Role, dict[str, str]] = {
     "attention": {
         "left_events": "nonzero elements of the left operand",
         "right_events": "nonzero elements of the right operand",
+        "left_several": "left elements larger than one unit (real: every nonzero one)",
+        "right_several": "right elements larger than one unit (real: every nonzero one)",
         "coincidence": "pairs that are multiplied with both nonzero",
         "left_driven": "pairs whose left element is nonzero",
         "right_driven": "pairs whose right element is nonzero",
@@ -76,6 +78,8 @@ CONSTANTS: dict[Role, dict[str, str]] = {
         "dense": "connections: input element x output position within the output, zero weights included",
         "dense_padded": "the same if padding were data: outputs x weights of one output",
         "connections": "connections with a nonzero weight",
+        "spatial": "axes of the window: 0 of a Linear, else 1 or 2",
+        "fan_out": "weights that leave one input channel, zero or not: the connections of an event without a border",
         "weights": "elements of the weight",
         "nonzero_weights": "nonzero elements of the weight",
         "csr": "1 where the weight is stored as compressed sparse rows (a synop then reads an index too)",
@@ -85,6 +89,8 @@ CONSTANTS: dict[Role, dict[str, str]] = {
     "attention": {
         "left": "elements of the left operand",
         "right": "elements of the right operand",
+        "left_unit": "1 where the left operand is 0, 1, 2, ... (a unit of exactly 1)",
+        "right_unit": "1 where the right operand is",
         "outputs": "output elements",
         "dense": "pairs that are multiplied",
     },
@@ -126,7 +132,7 @@ class LayerCount:
     """Counts of one layer; see QUANTITIES and CONSTANTS for the keys of its role.
 
     `kind` is the operator (`order`: the executed one, `qk` or `kv`), `name` its node and `source` the module.
-    `input_class` is of the (joint) input; `scale` its unit.
+    `input_class` is of the (joint) input; `scale` its unit. `parts`: of an order, its two executed products.
     """
 
     name: str
@@ -139,6 +145,7 @@ class LayerCount:
     constants: Mapping[str, int]
     steps: Mapping[str, tuple[Moments, ...]]
     total: Joint
+    parts: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -181,6 +188,7 @@ class LayerCount:
             "scale": self.scale,
             "constants": dict(self.constants),
             "rows": self.rows,
+            "parts": list(self.parts),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -208,6 +216,7 @@ class LayerCount:
             {str(k): int(v) for k, v in d["constants"].items()},
             steps,
             total,
+            tuple(str(name) for name in d["parts"]),
         )
 
 

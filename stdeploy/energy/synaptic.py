@@ -70,6 +70,8 @@ def synapses(node: Node, graph: Graph) -> Synapses:
             "dense": windows.pairs * full * shape[0],
             "dense_padded": outputs * (weight.size // weight.shape[0]),
             "connections": int((fan * taps).sum()),
+            "spatial": len(op.stride) if isinstance(op, ops.Conv) else 0,
+            "fan_out": full * int(np.prod(windows.kernel)),
             "weights": weight.size,
             "nonzero_weights": weight.nnz,
             "csr": int(weight.is_csr),
