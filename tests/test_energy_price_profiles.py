@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stdeploy.energy.profile import load_profile, load_profiles, parse, refused, shipped
+from stdeploy.energy.profile import load_profile, load_profiles, parse, profile_table, refused, shipped
 from stdeploy.errors import UserError
 
 GOOD = """
@@ -142,3 +142,11 @@ def test_a_users_price_belongs_to_one_chip() -> None:
     for names in (["45nm-fp32"], ["speck", "xylo"]):
         with pytest.raises(UserError, match="price of one chip"):
             load_profiles(names, synop_pj=1.0)
+
+
+def test_the_documents_table_is_the_data() -> None:
+    """Written by `stdeploy energy --profiles --markdown FILE`, between the two marks."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "energy.md").read_text()
+    block = text.split("<!-- profiles -->\n")[1].split("\n<!-- /profiles -->")[0]
+    _, table = profile_table(load_profiles(shipped())).markdown().split("\n\n", 1)
+    assert block == table.rstrip()

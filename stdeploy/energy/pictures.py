@@ -231,13 +231,12 @@ def rate_map(ledger: Ledger, *, page: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one curve of a panel, with the ends of their whiskers where there are any."""
+    """Points of one curve of a panel; `style` is what matplotlib's `plot` takes."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     style: Mapping[str, Any]
-    whiskers: Sequence[tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -262,9 +261,6 @@ def curves(panels: Sequence[Panel], columns: int = 2, *, page: bool = False) -> 
             axis.axhline(panel.line, color=_INK, linewidth=0.8, linestyle=":")
         for series in panel.series:
             axis.plot(series.x, series.y, label=series.label, **series.style)
-            if series.whiskers:
-                low, high = zip(*series.whiskers, strict=True)
-                axis.vlines(series.x, low, high, color=series.style.get("color"), linewidth=1.0)
         axis.set_title(panel.title, fontsize=9.5)
         axis.set_xlabel(panel.x_label)
         axis.set_ylabel(panel.y_label)
