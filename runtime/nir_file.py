@@ -29,11 +29,12 @@ class NirFile:
         self.metadata, self.steps, self.dt = contract.metadata, contract.steps, contract.dt
         self.input, self.output = contract.input, contract.output
         self.shapes, self.parts, self.counts = contract.shapes, contract.parts, contract.counts
+        self.dialect = contract.dialect
 
     def graph(self) -> Any:
-        """A fresh nir.NIRGraph, read with NIR's own type check."""
+        """A fresh nir.NIRGraph, read with NIR's own type check where the dialect passes that."""
         try:
-            return nir.read(self.path)
+            return nir.read(self.path, type_check=self.dialect.type_check)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"nir cannot read {self.path}: {error}", hint="export it again") from error
 

@@ -1,4 +1,4 @@
-"""A NIR runner in numpy, float32: Conv2d, AvgPool2d and LIF, edges summed, nodes in topological order.
+"""A NIR runner in numpy, float32: Conv2d, AvgPool2d, LIF and Threshold, edges summed, nodes in topological order.
 
 Needs no reader's package. LIF is NIR's equation by forward Euler, h = v + (r x - (v - v_leak)) dt / tau,
 fires at h > v_threshold and resets to v_reset, as the specification has it.
@@ -69,13 +69,14 @@ class Runner:
 
 @dataclass(eq=False)
 class _Conv:
-    """Conv2d, one matrix product per tap of the kernel."""
+    """Conv2d, one matrix product per tap of the kernel and group."""
 
     weight: Array
     bias: Array
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    groups: int
 
     def __call__(self, x: Array) -> Array:
         (sy, sx), (py, px), (dy, dx) = self.stride, self.padding, self.dilation
@@ -83,14 +84,17 @@ class _Conv:
         x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
         height = (x.shape[2] - dy * (kernel[0] - 1) - 1) // sy + 1
         width = (x.shape[3] - dx * (kernel[1] - 1) - 1) // sx + 1
-        out = np.zeros((self.weight.shape[0], x.shape[0] * height * width), dtype=np.float32)
+        weight = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+        out = np.zeros((self.groups, weight.shape[1], x.shape[0] * height * width), dtype=np.float32)
         rows = x.swapaxes(0, 1)
         for i in range(kernel[0]):
             for j in range(kernel[1]):
                 part = rows[:, :, i * dy : i * dy + sy * height : sy, j * dx : j * dx + sx * width : sx]
-                out += np.ascontiguousarray(self.weight[:, :, i, j]) @ part.reshape(x.shape[1], -1)
-        out += self.bias[:, None]
-        return out.reshape(-1, x.shape[0], height, width).swapaxes(0, 1)
+                out += np.ascontiguousarray(weight[..., i, j]) @ part.reshape(
+                    self.groups, weight.shape[2], -1
+                )
+        y: Array = out.reshape(self.weight.shape[0], -1) + self.bias[:, None]
+        return y.reshape(-1, x.shape[0], height, width).swapaxes(0, 1)
 
 
 @dataclass(eq=False)
@@ -147,9 +151,13 @@ def _pair(value: Any) -> tuple[int, int]:
 def _load(name: str, node: Any, dt: float) -> Callable[[Array], Array]:
     if isinstance(node, nir.Input | nir.Output):
         return lambda x: x
-    if isinstance(node, nir.Conv2d) and int(node.groups) == 1:
+    if isinstance(node, nir.Conv2d):
         weight, bias = (np.asarray(a, dtype=np.float32) for a in (node.weight, node.bias))
-        return _Conv(weight, bias, _pair(node.stride), _pair(node.padding), _pair(node.dilation))
+        windows = (_pair(node.stride), _pair(node.padding), _pair(node.dilation))
+        return _Conv(weight, bias, *windows, int(node.groups))
+    if isinstance(node, nir.Threshold):
+        level = np.asarray(node.threshold, dtype=np.float32)
+        return lambda x: (x > level).astype(np.float32)
     if isinstance(node, nir.AvgPool2d):
         return _Pool(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding))
     if isinstance(node, nir.LIF):
@@ -159,6 +167,6 @@ def _load(name: str, node: Any, dt: float) -> Callable[[Array], Array]:
         ]
         return _Lif(*arrays)
     raise UserError(
-        f"{name}: stdeploy's NIR runner takes the portable dialect, not {type(node).__name__}",
+        f"{name}: stdeploy's NIR runner takes what stdeploy writes, not {type(node).__name__}",
         hint="run it in snntorch, spikingjelly or norse",
     )

@@ -250,11 +250,24 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
     """
     target = target_of(artefact)
     require_readers(target, readers)
-    return [_executor(artefact, target, name) for name in readers or default_readers(target)]
+    return [_executor(artefact, target, name) for name in readers or _readers_of(artefact, target)]
 
 
-def require_readers(target: str, readers: Sequence[str] = ()) -> None:
-    """UserError where a named reader does not run the target's files, or nothing does."""
+def _readers_of(artefact: Path, target: str) -> list[str]:
+    """The default readers, of a NIR file those that its dialect was proven in."""
+    found = default_readers(target)
+    if target != "nir":
+        return found
+    from stdeploy.runtime.nir_file import NirFile
+
+    proven = NirFile(artefact).dialect.proven_in
+    return found if proven is None else [name for name in found if name in proven] or ["stdeploy"]
+
+
+def require_readers(
+    target: str, readers: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> None:
+    """UserError where a named reader does not run the target's files as `options` have them, or nothing does."""
     if target not in READERS:
         raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
     if target == "onnx" and not readers and importlib.util.find_spec("onnxruntime") is None:
@@ -268,12 +281,16 @@ def require_readers(target: str, readers: Sequence[str] = ()) -> None:
     known = ", ".join(READERS[target])
     for name in readers:
         if name in READERS[target]:
+            if options and "dialect" in options:
+                from stdeploy.exporters.nir.dialect import load_dialect
+
+                load_dialect(options["dialect"]).require(name)
             continue
         if target == "nir":
-            from stdeploy.runtime.nir_readers import REFUSED
+            from stdeploy.runtime.nir_readers import REFUSED, require_reader
 
             if name in REFUSED:
-                raise UserError(f"{name} cannot run this file: {REFUSED[name]}", hint=f"use {known}")
+                require_reader(name)
         raise UserError(f"no reader {name!r} runs {target} files", hint=f"readers: {known}")
 
 

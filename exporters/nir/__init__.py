@@ -19,7 +19,7 @@ SUFFIX = ".nir"
 
 
 def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:
-    """Everything in `graph` that the portable dialect cannot express; UserError for an unknown option."""
+    """Everything in `graph` that the dialect cannot express; UserError for an unknown option."""
     return Lowering(graph, Options.parse(options)).run().refused
 
 
@@ -42,7 +42,7 @@ def export(graph: Graph, path: Path | str, options: Mapping[str, Any] | None = N
         f" {auxiliary} auxiliary, {counts['stored_weights']} stored weights"
     )
     use = (
-        f"drive it with {describe(low)['input']['drive']}, T = {graph.steps}, dt = 1e-4;"
+        f"drive it with {describe(low)['input']['drive']}, T = {graph.steps}, dt = {low.rules.dt:g};"
         f" the output over the steps: {low.readout or 'each step'}"
     )
     return Artifact(Path(path), "nir", size, (made, use), counts)

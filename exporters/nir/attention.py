@@ -9,8 +9,9 @@ Channel p = (head, d, e) of a pair stack; N tokens on an H x W map; K = (2H-1)(2
 
 a_b is digit b of M where q spikes; where it does not, the drive stays below 2^B because M < 2^B. A window of
 2H-1 with padding H-1 sees the whole map from every position, so one pool both sums over the tokens and hands
-the sum to each. Pairs are independent of each other: any partition of them into stacks is exact, and small
-stacks keep the digit feedback (one diagonal convolution, stored dense) from growing with the square.
+the sum to each. Pairs are independent of each other: any partition of them into stacks is exact, and smaller
+stacks keep the digit feedback (diagonal, but stored dense where a dialect has no groups) from growing with the
+square.
 """
 
 from __future__ import annotations
@@ -23,63 +24,99 @@ import numpy as np
 from stdeploy.exporters.nir.linear import convolve
 from stdeploy.exporters.nir.neuron import unit
 from stdeploy.exporters.nir.plan import PoolNode, Shape
-from stdeploy.exporters.nir.signal import Lazy, Signal, Writer
+from stdeploy.exporters.nir.signal import Lazy, Signal, Writer, blocks
 from stdeploy.graph.weight import Array
 
-FEEDBACK_WEIGHTS = 4_000_000
-"""Stored feedback weights per product above which the pairs are split into stacks."""
+WEIGHTS_PER_NODE = 40_000
+"""What a node costs a reader at batch 1, in stored weights: 46 us a step against 1.2 ns (docs/nir.md)."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What fixes the cost of a product: dims per head, tokens, the largest M, and whether kernels have groups."""
+
+    heads_q: tuple[int, ...]
+    heads_v: tuple[int, ...]
+    tokens: int
+    maximum: int
+    groups: bool = False
+
+    @property
+    def pairs(self) -> int:
+        return sum(a * b for a, b in zip(self.heads_q, self.heads_v, strict=True))
+
+    @property
+    def digits(self) -> int:
+        """Binary digits of 0..maximum."""
+        return max(1, self.maximum.bit_length())
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the selections are block-diagonal in equal blocks, so that groups express them."""
+        return self.groups and len(set(self.heads_q)) == 1 and len(set(self.heads_v)) == 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a product of P pairs, N tokens, B digits in G stacks adds to the network.
+    """What a product of P pairs, N tokens, B digits in `stacks` of s pairs adds to the network.
 
-    neurons P N (1 + B); weights P (2 Cq + (1 + B) Cv) + (B - 1) sum of stack²; nodes G (4 + 3 B).
+    neurons P N (1 + B); nodes G (4 + 3 B); weights P (2 Cq + (1 + B) Cv) + (B - 1) sum of s². With groups the
+    feedback is (B - 1) P, and with equal heads of e value dims the rest is P (2 + (1 + B) e).
     """
 
     pairs: int
-    stack: int
+    stacks: tuple[int, ...]
     digits: int
     neurons: int
     weights: int
     nodes: int
 
+    @property
+    def objective(self) -> int:
+        """What the partition minimises; the neurons are the same in all."""
+        return self.weights + WEIGHTS_PER_NODE * self.nodes
 
-def cost(heads_q: tuple[int, ...], heads_v: tuple[int, ...], tokens: int, stack: int | None = None) -> Cost:
-    """Counts of one product; `stack` pairs per node (None: as few stacks as FEEDBACK_WEIGHTS allows)."""
-    pairs = sum(a * b for a, b in zip(heads_q, heads_v, strict=True))
-    digits = digits_for(tokens)
-    if stack is None:
-        stack = max(1, min(pairs, FEEDBACK_WEIGHTS // max(1, pairs * (digits - 1))))
-    sizes = [min(stack, pairs - i) for i in range(0, pairs, stack)]
-    queries, values = sum(heads_q), sum(heads_v)
-    weights = pairs * (2 * queries + (1 + digits) * values) + (digits - 1) * sum(n * n for n in sizes)
+
+def cost(size: Size, stacks: int) -> Cost:
+    """Counts of one product with its pairs in `stacks` nearly equal stacks."""
+    pairs, digits = size.pairs, size.digits
+    share, larger = divmod(pairs, stacks)
+    sizes = (share + 1,) * larger + (share,) * (stacks - larger)
+    queries, values = (1, size.heads_v[0]) if size.blocks else (sum(size.heads_q), sum(size.heads_v))
+    feedback = pairs if size.groups else sum(n * n for n in sizes)
+    weights = pairs * (2 * queries + (1 + digits) * values) + (digits - 1) * feedback
     nodes = len(sizes) * (4 + 3 * digits)
-    return Cost(pairs, stack, digits, pairs * tokens * (1 + digits), weights, nodes)
+    return Cost(pairs, sizes, digits, pairs * size.tokens * (1 + digits), weights, nodes)
 
 
-def digits_for(maximum: int) -> int:
-    """Binary digits of 0..maximum."""
-    return max(1, maximum.bit_length())
+def partition(size: Size, most_nodes: int, most_pairs: int | None = None) -> Cost:
+    """The partition of the least objective that has at most `most_nodes` nodes and `most_pairs` in a stack.
+
+    One stack where none fits. In G the objective is a / G + b G: convex, so that the first rise ends the search.
+    """
+    if size.blocks:
+        return cost(size, 1)
+    least = 1 if most_pairs is None else math.ceil(size.pairs / most_pairs)
+    best = cost(size, least)
+    if most_pairs is not None:
+        return best
+    for stacks in range(2, size.pairs + 1):
+        other = cost(size, stacks)
+        if other.nodes > most_nodes or other.objective > best.objective:
+            break
+        best = other
+    return best
 
 
 def lower_product(
-    writer: Writer,
-    name: str,
-    q: Signal,
-    k: Signal,
-    v: Signal,
-    heads_q: tuple[int, ...],
-    heads_v: tuple[int, ...],
-    stack: int,
+    writer: Writer, name: str, q: Signal, k: Signal, v: Signal, size: Size, stacks: tuple[int, ...]
 ) -> Signal:
     """y[e, n] in counts, from three spike signals (scale 1) on the same map."""
-    pairs = pair_index(heads_q, heads_v)
-    parts = [pairs[:, i : i + stack] for i in range(0, pairs.shape[1], stack)]
+    pairs = pair_index(size.heads_q, size.heads_v)
     convs: dict[Lazy, float] = {}
-    for i, part in enumerate(parts):
-        label = name if len(parts) == 1 else f"{name}.stack{i}"
-        convs |= _stack(writer, label, q, k, v, part)
+    for i, part in enumerate(np.split(pairs, np.cumsum(stacks)[:-1], axis=1)):
+        label = name if len(stacks) == 1 else f"{name}.stack{i}"
+        convs |= _Stack(writer, label, part, size).lower(q, k, v)
     return Signal(v.shape, convs=convs)
 
 
@@ -93,45 +130,65 @@ def pair_index(heads_q: tuple[int, ...], heads_v: tuple[int, ...]) -> Array:
     return np.concatenate(columns, axis=1)
 
 
-def _stack(writer: Writer, name: str, q: Signal, k: Signal, v: Signal, pairs: Array) -> dict[Lazy, float]:
-    count = pairs.shape[1]
-    _, height, width = v.shape
-    shape: Shape = (count, height, width)
-    digits = digits_for(height * width)
-    window = (2 * height - 1, 2 * width - 1)
-    total = math.prod(window)
-    keys = _repeat(writer, f"{name}.k", k, pairs[0], shape, 1.0)
-    values = _repeat(writer, f"{name}.v", v, pairs[1], shape, 1.0)
-    gate = _repeat(writer, f"{name}.q", q, pairs[0], shape, 2.0**digits / total)
-    both = unit(writer, f"{name}.kv", keys + values, shape, 1.5, "attention")
-    pool = PoolNode(window, (1, 1), (height - 1, width - 1), shape)
-    summed = writer.plan.add(f"{name}.sum", pool, [both], "attention")
-    feedback: list[str] = []
-    convs: dict[Lazy, float] = {}
-    for b in reversed(range(digits)):
-        level = (2.0**digits + 2.0**b - 0.5) / total
-        digit = unit(writer, f"{name}.digit{b}", [summed, *gate, *feedback], shape, level, "attention")
-        if b:
-            lower = _diagonal(count, -(2.0**b) / total)
-            signal = Signal(shape, {digit: 1.0})
-            back = convolve(writer, f"{name}.minus{b}", signal, lower, None, shape, role="attention")
-            feedback += writer.edges(name, back, role="attention")
-        weight = np.zeros((v.shape[0], count, 1, 1))
-        weight[pairs[1], np.arange(count)] = 2.0**b
-        bias = np.zeros(v.shape[0])
-        out = Lazy(f"{name}.out{b}", (digit,), weight, bias, shape, v.shape, role="attention")
-        convs[out] = 1.0
-    return convs
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Some pairs of a product, `[2, s]`: q channel and v channel of each."""
 
+    writer: Writer
+    name: str
+    pairs: Array
+    size: Size
 
-def _repeat(
-    writer: Writer, name: str, signal: Signal, channels: Array, shape: Shape, factor: float
-) -> list[str]:
-    weight = np.zeros((len(channels), signal.shape[0], 1, 1))
-    weight[np.arange(len(channels)), channels] = factor
-    lazy = convolve(writer, name, signal, weight, None, shape, role="attention")
-    return writer.edges(name, lazy, role="attention")
+    def lower(self, q: Signal, k: Signal, v: Signal) -> dict[Lazy, float]:
+        writer, name, digits = self.writer, self.name, self.size.digits
+        count = self.pairs.shape[1]
+        _, height, width = v.shape
+        shape: Shape = (count, height, width)
+        window = (2 * height - 1, 2 * width - 1)
+        total = math.prod(window)
+        of_q = q.shape[0] if self.size.blocks else 1
+        of_v = len(self.size.heads_v) if self.size.blocks else 1
+        keys = self._repeat("k", k, self.pairs[0], shape, 1.0, of_q)
+        values = self._repeat("v", v, self.pairs[1], shape, 1.0, of_v)
+        gate = self._repeat("q", q, self.pairs[0], shape, 2.0**digits / total, of_q)
+        both = unit(writer, f"{name}.kv", keys + values, shape, 1.5, "attention")
+        pool = PoolNode(window, (1, 1), (height - 1, width - 1), shape)
+        summed = writer.plan.add(f"{name}.sum", pool, [both], "attention")
+        feedback: list[str] = []
+        convs: dict[Lazy, float] = {}
+        for b in reversed(range(digits)):
+            level = (2.0**digits + 2.0**b - 0.5) / total
+            digit = unit(writer, f"{name}.digit{b}", [summed, *gate, *feedback], shape, level, "attention")
+            if b:
+                lower, groups = writer.diagonal(np.full(count, -(2.0**b) / total))
+                signal = Signal(shape, {digit: 1.0})
+                back = convolve(
+                    writer, f"{name}.minus{b}", signal, lower, None, shape, role="attention", groups=groups
+                )
+                feedback += writer.edges(name, back, role="attention")
+            weight = np.zeros((v.shape[0], count, 1, 1))
+            weight[self.pairs[1], np.arange(count)] = 2.0**b
+            weight, bias = blocks(weight, of_v), np.zeros(v.shape[0])
+            out = Lazy(
+                f"{name}.out{b}", (digit,), weight, bias, shape, v.shape, role="attention", groups=of_v
+            )
+            convs[out] = 1.0
+        return convs
 
-
-def _diagonal(size: int, value: float) -> Array:
-    return (np.eye(size) * value)[:, :, None, None]
+    def _repeat(
+        self, label: str, signal: Signal, channels: Array, shape: Shape, factor: float, groups: int
+    ) -> list[str]:
+        weight = np.zeros((len(channels), signal.shape[0], 1, 1))
+        weight[np.arange(len(channels)), channels] = factor
+        name = f"{self.name}.{label}"
+        lazy = convolve(
+            self.writer,
+            name,
+            signal,
+            blocks(weight, groups),
+            None,
+            shape,
+            role="attention",
+            groups=groups,
+        )
+        return self.writer.edges(name, lazy, role="attention")

@@ -1,10 +1,11 @@
-"""Plan to NIR file: node classes, dtypes, thresholds and metadata of the portable dialect."""
+"""Plan to NIR file: node classes, dtypes, thresholds and metadata."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,24 @@ import h5py
 import nir
 import numpy as np
 
+from stdeploy.exporters.nir.dialect import Rules
 from stdeploy.exporters.nir.lower import Lowering
 from stdeploy.exporters.nir.plan import INPUT, OUTPUT, ConvNode, LifNode, PlanNode, PoolNode
 from stdeploy.files import atomic_write
 from stdeploy.graph import ops
 from stdeploy.graph.weight import Array
 
-DT = 1e-4
-"""Seconds per step: what snnTorch's reader assumes, SpikingJelly's defaults to, and Norse's must be given."""
-
 METADATA_KEY = "stdeploy"
 _PAGE_BYTES = 512
 
 
 def to_nir(low: Lowering) -> Any:
-    """The nir.NIRGraph, type-checked by nir."""
+    """The nir.NIRGraph, type-checked by nir where the dialect passes that."""
     nodes = {INPUT: nir.Input({"input": np.array(low.input_shape)})}
-    nodes |= {name: _node(node) for name, node in low.plan.nodes.items()}
+    nodes |= {name: _node(node, low.rules) for name, node in low.plan.nodes.items()}
     nodes[OUTPUT] = nir.Output({"output": np.array(low.output_shape)})
     metadata = {METADATA_KEY: json.dumps(describe(low), default=_plain)}
-    return nir.NIRGraph(nodes, list(low.plan.edges), metadata=metadata)
+    return nir.NIRGraph(nodes, list(low.plan.edges), metadata=metadata, type_check=low.rules.type_check)
 
 
 def write(graph: Any, path: Path) -> int:
@@ -71,9 +70,12 @@ def describe(low: Lowering) -> dict[str, Any]:
     label = sink.op.label if isinstance(sink.op, ops.Output) else sink.name
     return {
         **graph.metadata,
-        "dialect": "portable 1",
+        "dialect": f"{low.dialect.name} {low.dialect.version}",
+        "dialect_rules": asdict(low.rules),
+        "proven_in": [reader.name for reader in low.dialect.readers],
+        "refused_by": dict(low.dialect.refused),
         "steps": graph.steps,
-        "dt": DT,
+        "dt": low.rules.dt,
         "input": {
             "layout": source.op.layout if isinstance(source.op, ops.Input) else "B",
             "shape": list(source.value.shape),
@@ -108,7 +110,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def _node(node: PlanNode) -> Any:
+def _node(node: PlanNode, rules: Rules) -> Any:
     if isinstance(node, ConvNode):
         return nir.Conv2d(
             node.in_shape[1:],
@@ -116,20 +118,24 @@ def _node(node: PlanNode) -> Any:
             node.stride,
             node.padding,
             node.dilation,
-            1,
+            node.groups,
             node.bias.astype(np.float32),
         )
     if isinstance(node, PoolNode):
         return nir.AvgPool2d(np.array(node.kernel), np.array(node.stride), np.array(node.padding))
-    return _lif(node)
+    return _lif(node, rules)
 
 
-def _lif(node: LifNode) -> Any:
+def _lif(node: LifNode, rules: Rules) -> Any:
     def full(value: float) -> Array:
         return np.full(node.shape, value, dtype=np.float32)
 
     # Readers compare with > (snnTorch, Norse) or >= (SpikingJelly); the float below the threshold suits both.
-    below = float(np.nextafter(np.float32(node.threshold), np.float32(0)))
+    level = np.float32(node.threshold)
+    below = float(np.nextafter(level, np.float32(0)) if rules.nextafter else level)
+    if node.memoryless and rules.threshold_node == "nir.Threshold":
+        return nir.Threshold(full(below))
     # float64: SpikingJelly refuses a memoryless unit's tau once float32 has rounded it to dt.
-    tau = np.full(node.shape, node.tau * DT, dtype=np.float64)
+    steps = np.asarray(node.tau, dtype=np.float64).reshape(-1, 1, 1)
+    tau = np.broadcast_to(steps * rules.dt, node.shape).copy()
     return nir.LIF(tau=tau, r=full(1), v_leak=full(0), v_threshold=full(below), v_reset=full(0))

@@ -1,4 +1,4 @@
-"""Linear operators: every one becomes a square, ungrouped Conv2d (1x1 for a Linear), or an AvgPool2d."""
+"""Linear operators: every one becomes a Conv2d (1x1 for a Linear) or an AvgPool2d."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from stdeploy.exporters.nir.plan import Pair, PoolNode, Role, Shape
-from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer
+from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer, ungrouped
 from stdeploy.graph.weight import Array
 
 
@@ -23,20 +23,23 @@ def convolve(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     role: Role = "model",
+    groups: int = 1,
 ) -> Signal:
-    """`weight [O, I, k, k]` applied to a signal; one convolution for each distinct scale of its terms."""
+    """`weight [O, I / groups, k, k]` applied to a signal; one convolution for each distinct scale of its terms."""
     total = np.zeros(shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
     if signal.offset is not None:
         if padding != (0, 0):  # an offset ends at the border, a bias does not
             written = writer.edges(name, signal, role=role)
             signal = Signal(signal.shape, dict.fromkeys(written, 1.0), readout=signal.readout)
         else:
-            total = total + weight.sum(axis=(2, 3)) @ signal.offset
+            total = total + ungrouped(weight, groups).sum(axis=(2, 3)) @ signal.offset
     convs: dict[Lazy, float] = {}
     for scale, nodes in writer.terms(name, signal, role).items():
         bias_here = total if not convs else np.zeros(shape[0])
         scaled = weight if scale == 1.0 else weight * scale
-        lazy = Lazy(name, nodes, scaled, bias_here, signal.shape, shape, stride, padding, dilation, role)
+        lazy = Lazy(
+            name, nodes, scaled, bias_here, signal.shape, shape, stride, padding, dilation, role, groups
+        )
         convs[lazy] = 1.0
     if not convs:
         raise Refusal("its input is a constant; NIR has no constant source", "fold it into a bias")
@@ -99,18 +102,6 @@ def spread(writer: Writer, name: str, signal: Signal, shape: Shape) -> Signal:
             target: Shape = (larger[0], larger[1], larger[2])
             signal = average(writer, name, signal, kernel, (1, 1), padding, target, "attention").scaled(2.0)
     return signal
-
-
-def ungrouped(weight: Array, groups: int) -> Array:
-    """A grouped kernel `[O, I/g, k, k]` as a dense one `[O, I, k, k]`; no reader takes groups."""
-    if groups == 1:
-        return weight
-    out, inner = weight.shape[:2]
-    dense = np.zeros((out, inner * groups, *weight.shape[2:]), dtype=weight.dtype)
-    for g in range(groups):
-        rows = slice(g * out // groups, (g + 1) * out // groups)
-        dense[rows, g * inner : (g + 1) * inner] = weight[rows]
-    return dense
 
 
 def average(

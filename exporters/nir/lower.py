@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from stdeploy.errors import Unsupported
-from stdeploy.exporters.nir.attention import cost, lower_product
+from stdeploy.exporters.nir.attention import Size, lower_product, partition
+from stdeploy.exporters.nir.dialect import load_dialect
 from stdeploy.exporters.nir.linear import (
     area,
     average,
@@ -19,13 +20,12 @@ from stdeploy.exporters.nir.linear import (
     pair,
     spread,
     square,
-    ungrouped,
     whole,
 )
 from stdeploy.exporters.nir.neuron import lower_neuron, unit
 from stdeploy.exporters.nir.options import Options
 from stdeploy.exporters.nir.plan import INPUT, OUTPUT, Pair, Plan, Shape
-from stdeploy.exporters.nir.signal import ReadoutMode, Refusal, Signal, Writer
+from stdeploy.exporters.nir.signal import ReadoutMode, Refusal, Signal, Writer, ungrouped
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.passes.attention_order import Product, products
@@ -45,7 +45,9 @@ class Lowering:
     readout: ReadoutMode | None = None
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.plan)
+        self.dialect = load_dialect(self.options.dialect)
+        self.rules = self.dialect.switches
+        self.writer = Writer(self.plan, self.rules)
         self.readers = {name: len(users) for name, users in self.graph.users().items()}
         found = products(self.graph)
         self.products: dict[str, Product] = {p.second.name: p for p in found}
@@ -116,9 +118,10 @@ def _linear(low: Lowering, node: Node, op: ops.Linear, args: list[Signal]) -> Si
     kernel: tuple[int, int] = (1, 1)
     if x.flat:
         kernel, shape = (x.shape[1], x.shape[2]), (weight.shape[0], 1, 1)
-    weight, padding, stride = whole(weight.reshape(weight.shape[0], -1, *kernel))
-    if not x.flat:
-        stride = (1, 1)
+    weight = weight.reshape(weight.shape[0], -1, *kernel)
+    padding, stride = (0, 0), (1, 1)
+    if x.flat and low.rules.square_kernels:
+        weight, padding, stride = whole(weight)
     bias, x = _bias(low, op.bias, x.readout), replace(x, flat=False)
     return convolve(low.writer, node.name, x, weight, bias, shape, stride=stride, padding=padding)
 
@@ -128,10 +131,16 @@ def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Signal]) -> Signal
     weight = op.weight.array().astype(np.float64)
     weight = weight.reshape(*weight.shape, *([1] * (4 - weight.ndim)))
     stride, dilation = pair(op.stride, 1), pair(op.dilation, 1)
-    weight, padding = square(ungrouped(weight, op.groups), pair(op.padding, 0), dilation)
+    groups, padding = (op.groups if low.rules.groups else 1), pair(op.padding, 0)
+    if groups != op.groups:
+        weight = ungrouped(weight, op.groups)
+    if low.rules.square_kernels:
+        weight, padding = square(weight, padding, dilation)
     stored = weight.size
     if stored > low.options.max_weights:
-        raise Refusal(f"{op.groups} groups written out are {stored} weights; no reader takes groups")
+        raise Refusal(
+            f"{op.groups} groups written out are {stored} weights", "the dialect compact keeps the groups"
+        )
     return convolve(
         low.writer,
         node.name,
@@ -142,13 +151,14 @@ def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Signal]) -> Signal
         stride=stride,
         padding=padding,
         dilation=dilation,
+        groups=groups,
     )
 
 
 def _affine(low: Lowering, node: Node, op: ops.Affine, args: list[Signal]) -> Signal:
-    weight = np.diag(op.scale.astype(np.float64))[:, :, None, None]
+    weight, groups = low.writer.diagonal(op.scale.astype(np.float64))
     shift = _bias(low, op.shift, args[0].readout)
-    return convolve(low.writer, node.name, args[0], weight, shift, args[0].shape)
+    return convolve(low.writer, node.name, args[0], weight, shift, args[0].shape, groups=groups)
 
 
 def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Signal]) -> Signal:
@@ -262,7 +272,9 @@ def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Signal]) -> Si
         )
     if not q.shape[1:] == k.shape[1:] == v.shape[1:]:
         raise Refusal("queries and keys lie on different maps; only self-attention is lowered")
-    spent = cost(product.head_q, product.head_v, area(v.shape), low.options.pairs_per_node)
+    most = area(v.shape) * min(d.maximum or 0 for d in domains[1:])
+    size = Size(product.head_q, product.head_v, area(v.shape), most, low.rules.groups)
+    spent = partition(size, low.options.max_nodes, low.options.pairs_per_node)
     for label, count, most in (
         ("neurons", spent.neurons, low.options.max_neurons),
         ("weights", spent.weights, low.options.max_weights),
@@ -275,9 +287,7 @@ def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Signal]) -> Si
                 f"prune more head dims (DSP), or raise max_{label}",
             )
     scaled = [s.divided(d.scale) for s, d in zip((q, k, v), domains, strict=True)]
-    counts = lower_product(
-        low.writer, node.name, scaled[0], scaled[1], scaled[2], product.head_q, product.head_v, spent.stack
-    )
+    counts = lower_product(low.writer, node.name, scaled[0], scaled[1], scaled[2], size, spent.stacks)
     return counts.scaled(product.factor * math.prod(d.scale for d in domains))
 
 

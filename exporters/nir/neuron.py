@@ -30,7 +30,7 @@ MOST_TAUS = 16
 
 def unit(writer: Writer, name: str, sources: list[str], shape: Shape, threshold: float, role: Role) -> str:
     """A memoryless neuron that fires where the sum of its sources reaches `threshold`."""
-    return writer.plan.add(name, LifNode(UNIT_TAU, threshold, shape), sources, role)
+    return writer.plan.add(name, LifNode(UNIT_TAU, threshold, shape, memoryless=True), sources, role)
 
 
 def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
@@ -38,7 +38,8 @@ def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
     op = node.op
     if not isinstance(op, Neuron):
         raise TypeError(f"{node.name} is no neuron")
-    taus, threshold, factor = _parameters(op, signal.shape[0])
+    native = writer.rules.native_tau
+    taus, threshold, factor = _parameters(op, signal.shape[0], native)
     if op.v_threshold.ndim == 0 and (op.v_reset is None or op.v_reset.ndim == 0):
         threshold = threshold[:1]
     if np.unique(threshold).size == 1 and np.unique(factor).size == 1:
@@ -48,9 +49,10 @@ def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
     else:
         gain, level = factor / threshold, 1.0
     levels = np.unique(taus)
-    if levels.size == 1:
+    if levels.size == 1 or native:
         sources = writer.edges(node.name, signal, gain)
-        name = writer.plan.add(node.name, LifNode(float(levels[0]), level, signal.shape), sources)
+        tau = float(levels[0]) if levels.size == 1 else taus
+        name = writer.plan.add(node.name, LifNode(tau, level, signal.shape), sources)
         writer.plan.neurons[node.name] = [Part(name)]
         return Signal(signal.shape, {name: 1.0})
     return _branches(writer, node, signal, gain, taus, level)
@@ -77,7 +79,7 @@ def _branches(
     return Signal(signal.shape, {writer.join(f"{node.name}.join", places, signal.shape): 1.0})
 
 
-def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:
+def _parameters(op: Neuron, channels: int, native: bool) -> tuple[Array, Array, Array]:
     """tau, v_threshold - v_reset and the input's factor by channel; Refusal where no reader has the dynamics."""
     if op.v_reset is None:
         raise Refusal("soft reset: NIR's neurons reset to a value", "train with a hard reset (v_reset)")
@@ -89,10 +91,11 @@ def _parameters(op: Neuron, channels: int) -> tuple[Array, Array, Array]:
     if np.any(threshold <= 0):
         raise Refusal("v_threshold is not above v_reset, so it fires at rest")
     levels = np.unique(taus).size
-    if levels > MOST_TAUS:
+    if levels > MOST_TAUS and not native:
         raise Refusal(
             f"{levels} distinct tau: readers want one for all neurons of a node, and {MOST_TAUS} branches are"
             " the limit",
-            f"stdeploy compress --tau-levels {MOST_TAUS} writes fewer and measures what that changes",
+            f"stdeploy compress --tau-levels {MOST_TAUS} writes fewer and measures what that changes; the dialect"
+            " arrays takes them as they are",
         )
     return taus, threshold, np.ones(channels) if op.decay_input and op.tau is not None else taus

@@ -23,7 +23,7 @@ UNIT_TAU = 1.0 + 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ConvNode:
-    """nir.Conv2d, square kernel, one group. `weight [O, I, k, k]`, `bias [O]`."""
+    """nir.Conv2d. `weight [O, I / groups, k, k]`, `bias [O]`; square kernel and one group in the portable dialect."""
 
     weight: Array
     bias: Array
@@ -32,6 +32,7 @@ class ConvNode:
     dilation: Pair
     in_shape: Shape
     shape: Shape
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,15 @@ class PoolNode:
 
 @dataclass(frozen=True, eq=False)
 class LifNode:
-    """nir.LIF with r = 1, v_leak = v_reset = 0 that fires at h >= threshold; `tau` in steps."""
+    """nir.LIF with r = 1, v_leak = v_reset = 0 that fires at h >= threshold; `tau` in steps, one or `[C]`.
 
-    tau: float
+    `memoryless`: an auxiliary unit, which a dialect may write as a nir.Threshold.
+    """
+
+    tau: float | Array
     threshold: float
     shape: Shape
+    memoryless: bool = False
 
 
 PlanNode = ConvNode | PoolNode | LifNode

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from stdeploy.exporters.nir.dialect import Rules
 from stdeploy.exporters.nir.plan import ConvNode, Pair, Plan, PoolNode, Role, Shape
 from stdeploy.graph.weight import Array
 
@@ -28,7 +29,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """A convolution of the sum of `inputs` (node names) that no node performs yet."""
+    """A convolution of the sum of `inputs` (node names) that no node performs yet; `weight [O, I / groups, k, k]`."""
 
     name: str
     inputs: tuple[str, ...]
@@ -40,6 +41,7 @@ class Lazy:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     role: Role = "model"
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +90,30 @@ class Signal:
         return scale if scale > 0 else 1.0
 
 
-class Writer:
-    """Writes the convolutions that signals stand for, each once."""
+def ungrouped(weight: Array, groups: int) -> Array:
+    """A grouped kernel `[O, I/g, k, k]` as a dense one `[O, I, k, k]`."""
+    if groups == 1:
+        return weight
+    out, inner = weight.shape[:2]
+    dense = np.zeros((out, inner * groups, *weight.shape[2:]), dtype=weight.dtype)
+    for g in range(groups):
+        rows = slice(g * out // groups, (g + 1) * out // groups)
+        dense[rows, g * inner : (g + 1) * inner] = weight[rows]
+    return dense
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+
+def blocks(weight: Array, groups: int) -> Array:
+    """A block-diagonal kernel `[O, I, k, k]` as a grouped one: the inverse of `ungrouped`."""
+    rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
+    parts = [weight[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(groups)]
+    return np.concatenate(parts)
+
+
+class Writer:
+    """Writes the convolutions that signals stand for, each once, as the dialect's `rules` have it."""
+
+    def __init__(self, plan: Plan, rules: Rules) -> None:
+        self.plan, self.rules = plan, rules
         self._written: dict[tuple[Lazy, bytes], str] = {}
 
     def edges(
@@ -120,7 +141,7 @@ class Writer:
             if direct:
                 sources += nodes
                 continue
-            diagonal = np.eye(channels)[:, :, None, None]
+            diagonal, groups = self.diagonal(np.ones(channels))
             lazy = Lazy(
                 f"{name}.scale",
                 tuple(nodes),
@@ -129,6 +150,7 @@ class Writer:
                 signal.shape,
                 signal.shape,
                 role=role,
+                groups=groups,
             )
             sources.append(self._write(lazy, gains * scale, offset, keep))
             offset = np.zeros(channels)
@@ -139,12 +161,23 @@ class Writer:
     def _write(self, lazy: Lazy, gains: Array, offset: Array, keep: Array) -> str:
         key = (lazy, b"|".join(a.tobytes() for a in (gains, offset, keep)))
         if key not in self._written:
-            weight = (lazy.weight * gains[:, None, None, None])[keep]
+            whole = len(keep) == lazy.shape[0]
+            groups = lazy.groups if whole else 1
+            kernel = lazy.weight if whole else ungrouped(lazy.weight, lazy.groups)
+            weight = (kernel * gains[:, None, None, None])[keep]
             bias = (lazy.bias * gains + offset)[keep]
             shape = (len(keep), *lazy.shape[1:])
-            node = ConvNode(weight, bias, lazy.stride, lazy.padding, lazy.dilation, lazy.in_shape, shape)
+            node = ConvNode(
+                weight, bias, lazy.stride, lazy.padding, lazy.dilation, lazy.in_shape, shape, groups
+            )
             self._written[key] = self.plan.add(lazy.name, node, list(lazy.inputs), lazy.role)
         return self._written[key]
+
+    def diagonal(self, values: Array) -> tuple[Array, int]:
+        """The 1x1 kernel that scales channel c by `values[c]`, and its groups."""
+        if self.rules.groups:
+            return values[:, None, None, None], len(values)
+        return np.diag(values)[:, :, None, None], 1
 
     def join(self, name: str, sources: list[str], shape: Shape, role: Role = "model") -> str:
         """One node for a sum: a 1x1 average pool, which stores no weight and changes nothing.

@@ -22,6 +22,7 @@ Examples:
   stdeploy export pruned.pt --target onnx -o model.onnx
   stdeploy export pruned.pt --target nir --data images.npz -n 256
   stdeploy export pruned.pt --target lava -o out_lava/
+  stdeploy export pruned.pt --target nir --dialect compact --reader stdeploy
   stdeploy export weights.pth --model mypackage.models:spikformer --input 3x32x32 --target onnx
   stdeploy export pruned.pt --target graph -o pruned.stg    (then: stdeploy export pruned.stg --target nir)
 """
@@ -80,7 +81,7 @@ def command(
     path = output or Path(model_file.stem + workflow.suffix_of(target))
     workflow.require_output(model_file, target, path, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
-        workflow.require_readers(target, readers)
+        workflow.require_readers(target, readers, wanted)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     describe(talk, source)
     if save_graph is not None:

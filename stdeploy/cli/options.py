@@ -132,6 +132,15 @@ def model_options(function: F) -> F:
 
 
 TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
+    "dialect": (
+        "nir",
+        click.Option(
+            ["--dialect"],
+            metavar="NAME|TOML",
+            help="nir: what the file may use: portable (default), arrays, compact or a file of your own "
+            "(stdeploy targets --dialects).",
+        ),
+    ),
     "attention": (
         "lava",
         click.Option(
@@ -147,7 +156,9 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
 def target_options(function: F) -> F:
     """The options of TARGET_OPTIONS."""
     for _, option in reversed(TARGET_OPTIONS.values()):
-        function = click.option(*option.opts, type=option.type, help=option.help)(function)
+        function = click.option(*option.opts, type=option.type, help=option.help, metavar=option.metavar)(
+            function
+        )
     return function
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   stdeploy targets
+  stdeploy targets --dialects
   stdeploy targets --chip loihi2
   stdeploy targets --chip speck2 pruned.pt
   stdeploy targets --chip mychip.toml model.nir --json budget.json
@@ -31,11 +32,13 @@ within all of them may still not fit.
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="[MODEL]", type=click.Path(path_type=Path), required=False)
 @click.option("--chip", metavar="NAME|TOML", help="A chip's published limits; with MODEL, what exceeds them.")
+@click.option("--dialects", is_flag=True, help="List the dialects of NIR: rules, reasons and readers.")
 @model_options
 @common_options
 def command(
     model_file: Path | None,
     chip: str | None,
+    dialects: bool,
     json_file: str | None,
     verbose: int,
     quiet: bool,
@@ -49,8 +52,11 @@ def command(
     if chip is None:
         if model_file is not None or any(value is not None for value in options.values()):
             raise click.UsageError("MODEL and its options go with --chip")
-        show_targets(talk)
+        show = show_dialects if dialects else show_targets
+        show(talk)
         return
+    if dialects:
+        raise click.UsageError("--dialects goes without --chip")
     from stdeploy.chips import load_chip
 
     profile = load_chip(chip)
@@ -64,6 +70,15 @@ def command(
     show_placement(talk, profile, placement)
     if not placement.budget.fits:
         raise click.exceptions.Exit(1)
+
+
+def show_dialects(talk: Talk) -> None:
+    """Each dialect of NIR with its rules, their reasons, and its readers."""
+    from stdeploy.exporters.nir.dialect import load_dialect, names
+
+    known = [load_dialect(name) for name in names()]
+    talk.result("\n\n".join(dialect.text() for dialect in known))
+    talk.document({"schema_version": 1, "dialects": [dialect.to_dict() for dialect in known]})
 
 
 def show_targets(talk: Talk) -> None:

@@ -55,7 +55,8 @@ def command(
     from stdeploy.verify import require
 
     talk = Talk(json_file, verbose, quiet)
-    workflow.target_of(artefact)  # a wrong file is refused before the model is traced
+    # a wrong file or reader is refused before the model is traced
+    workflow.require_readers(workflow.target_of(artefact), readers)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     exported = workflow.exported_graph(source, artefact)
     chosen = export.inputs_for(talk, source.graph, data, samples)

@@ -27,6 +27,16 @@ class Part:
     channels: Array | None
 
 
+@dataclass(frozen=True)
+class WrittenIn:
+    """The dialect that a file says it is in; `proven_in` None: it says nothing of readers."""
+
+    name: str
+    proven_in: tuple[str, ...] | None
+    refused_by: Mapping[str, str]
+    type_check: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Contract:
     """`metadata` is all of it; `shapes` and `parts` by neuron layer; `roles` of auxiliary nodes."""
@@ -40,6 +50,7 @@ class Contract:
     parts: Mapping[str, list[Part]]
     roles: Mapping[str, str]
     counts: Mapping[str, int]
+    dialect: WrittenIn
 
 
 def read_contract(path: Path, file: Any) -> Contract | None:
@@ -65,6 +76,7 @@ def _parse(metadata: Any) -> Contract:
         parts={name: [_part(p) for p in layer["parts"]] for name, layer in layers},
         roles=dict(metadata.get("roles", {})),
         counts=dict(metadata.get("counts", {})),
+        dialect=_dialect(metadata),
     )
     if not (contract.steps > 0 and np.isfinite(contract.dt) and contract.dt > 0):
         raise ValueError(f"steps = {contract.steps}, dt = {contract.dt}")
@@ -79,6 +91,16 @@ def _parse(metadata: Any) -> Contract:
     if empty:
         raise ValueError(f"no node holds {', '.join(empty)}")
     return contract
+
+
+def _dialect(metadata: Mapping[str, Any]) -> WrittenIn:
+    proven = metadata.get("proven_in")
+    return WrittenIn(
+        str(metadata.get("dialect", "")),
+        None if proven is None else tuple(map(str, proven)),
+        dict(metadata.get("refused_by", {})),
+        bool(metadata.get("dialect_rules", {}).get("type_check", True)),
+    )
 
 
 def _part(item: Mapping[str, Any]) -> Part:
