@@ -1,4 +1,4 @@
-"""Basic facts about written artefacts, read from the files alone."""
+"""Basic facts about ONNX files, read from the files alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stdeploy.errors import UserError
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size, node kinds and metadata of an .onnx or .nir file; UserError where it cannot be read."""
+    """Size, node kinds and metadata of an .onnx file; UserError where it cannot be read."""
     if not path.is_file():
         raise UserError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     facts: dict[str, Any] = {"file": str(path), "size_bytes": path.stat().st_size}
-    return {**facts, **(_onnx(path) if path.suffix == ".onnx" else _nir(path))}
+    return {**facts, **_onnx(path)}
 
 
 def _onnx(path: Path) -> dict[str, Any]:
@@ -39,23 +39,6 @@ def _onnx(path: Path) -> dict[str, Any]:
 def _tensor(info: Any) -> str:
     dims = [d.dim_param or str(d.dim_value) for d in info.type.tensor_type.shape.dim]
     return f"{info.name}[{','.join(dims)}]"
-
-
-def _nir(path: Path) -> dict[str, Any]:
-    import nir
-
-    try:
-        graph = nir.read(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} is not a readable NIR file: {error}") from error
-    return {
-        "inputs": ", ".join(f"{k} {list(v.input_type['input'])}" for k, v in graph.inputs.items()),
-        "outputs": ", ".join(f"{k} {list(v.output_type['output'])}" for k, v in graph.outputs.items()),
-        "nodes": len(graph.nodes),
-        "edges": len(graph.edges),
-        "operators": _counts(type(n).__name__ for n in graph.nodes.values()),
-        **{f"meta {k}": _short(v) for k, v in (graph.metadata or {}).items()},
-    }
 
 
 def _counts(kinds: Any) -> str:

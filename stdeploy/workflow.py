@@ -84,11 +84,9 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
         graph = load_graph(path)
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
     if path.suffix == NIR_SUFFIX:
-        told = ("dt", "steps", "layout")
-        _refuse_options(path, "NIR file", options, [f.name for f in fields(options) if f.name not in told])
         from stdeploy.importers.nir import import_nir
 
-        graph = import_nir(path, dt=options.dt, steps=options.steps, layout=options.layout)
+        graph = import_nir(path, **nir_options(path, options))
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
     _refuse_options(path, "PyTorch file", options, ["dt"])
     from stdeploy.checkpoint_foreign import open_checkpoint
@@ -127,6 +125,13 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
     except ParameterError as error:
         raise UserError(f"{path}: {error}", hint="the file is damaged, or its training diverged") from error
     return Source(path, traced.graph, traced, opened, time.perf_counter() - start)
+
+
+def nir_options(path: Path, options: SourceOptions) -> dict[str, Any]:
+    """What a NIR file may have to be told; UserError where other options are given."""
+    told = ("dt", "steps", "layout")
+    _refuse_options(path, "NIR file", options, [f.name for f in fields(options) if f.name not in told])
+    return {name: getattr(options, name) for name in told}
 
 
 def _refuse_options(path: Path, kind: str, options: SourceOptions, names: Sequence[str]) -> None:

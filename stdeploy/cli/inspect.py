@@ -49,7 +49,12 @@ def command(
     from stdeploy.graph.printer import print_graph
 
     talk = Talk(json_file, verbose, quiet)
-    if model_file.suffix in (".onnx", ".nir"):
+    if model_file.suffix == ".nir":
+        from stdeploy.cli.inspect_nir import inspect_nir
+
+        inspect_nir(talk, model_file, workflow.SourceOptions(model=model, **options), everything)
+        return
+    if model_file.suffix == ".onnx":
         from stdeploy.artefacts import describe
 
         facts = describe(model_file)

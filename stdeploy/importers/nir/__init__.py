@@ -6,9 +6,13 @@ neurons (attention, pooling) stay neurons of the graph. What docs/nir.md writes,
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import nir
 import numpy as np
 
 from stdeploy.errors import Unsupported, UnsupportedError, UserError
@@ -31,17 +35,25 @@ def import_nir(
     """
     document = read_document(path)
     timing = timing_of(document, dt, steps, layout)
-    try:
+    with _named(document.path):
         network = flatten(document.network)
         refused = refusals(network)
         if refused:
             count = f"{len(refused)} part{'s' if len(refused) > 1 else ''}"
             raise UnsupportedError(f"{count} of {document.path} cannot be expressed in a graph", refused)
         return validate(assemble(document, network, timing))
+    raise AssertionError("unreachable: _named swallows nothing")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Generator[None]:
+    """Errors that name the file."""
+    try:
+        yield
     except GraphError as error:
-        raise UserError(f"{document.path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except UserError as error:
-        raise UserError(f"{document.path}: {error.message}", hint=error.hint) from error
+        raise UserError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def timing_of(document: Document, dt: float | None, steps: int | None, layout: str | None) -> Timing:
@@ -74,3 +86,53 @@ def refusals(network: Network) -> list[Unsupported]:
         for name, reason in reasons.items()
         if reason is not None
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a file holds, whether a graph can hold it or not.
+
+    `graph` hands through what is in `refused`; None where no order of the nodes, or no shape behind one that
+    is refused, is known. `timed`: whether its tau are in true steps.
+    """
+
+    document: Document
+    network: Network
+    refused: list[Unsupported]
+    graph: Graph | None
+    timed: bool
+
+
+def survey(
+    path: Path | str, *, dt: float | None = None, steps: int | None = None, layout: str | None = None
+) -> Survey:
+    """Look into a NIR file; `dt`, `steps` and `layout` may be missing. UserError where the file is damaged."""
+    document = read_document(path)
+    timed = document.contract is not None or dt is not None
+    if document.contract is None:
+        taus = [float(np.min(node.tau)) for node in _lifs(document.network) if np.size(node.tau)]
+        dt, steps = dt or min([tau for tau in taus if tau > 0], default=1.0), steps or 1
+    timing = timing_of(document, dt, steps, layout)
+    with _named(document.path):
+        network = flatten(document.network)
+        refused = refusals(network)
+        return Survey(document, network, refused, _sketch(document, network, timing, refused), timed)
+
+
+def _sketch(document: Document, network: Network, timing: Timing, refused: list[Unsupported]) -> Graph | None:
+    if network.loops or len(network.inputs) != 1:
+        return None
+    try:
+        return assemble(document, network, timing, frozenset(item.where for item in refused))
+    except (GraphError, UserError):
+        if refused:  # a shape that follows from what has no form
+            return None
+        raise
+
+
+def _lifs(graph: Any) -> Iterator[Any]:
+    for node in graph.nodes.values():
+        if isinstance(node, nir.NIRGraph):
+            yield from _lifs(node)
+        elif isinstance(node, nir.LIF):
+            yield node

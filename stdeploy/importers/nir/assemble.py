@@ -31,8 +31,13 @@ class Timing:
     layout: Layout
 
 
-def assemble(document: Document, network: Network, timing: Timing) -> Graph:
-    """The graph, not validated; GraphError or UserError where parameters or the contract do not fit."""
+def assemble(
+    document: Document, network: Network, timing: Timing, passed: frozenset[str] = frozenset()
+) -> Graph:
+    """The graph, not validated; GraphError or UserError where parameters or the contract do not fit.
+
+    Nodes in `passed` hand on what they read: a graph to look at, not to run.
+    """
     contract = document.contract
     layers = {} if contract is None else contract.parts
     named: dict[str, str] = {}
@@ -45,7 +50,7 @@ def assemble(document: Document, network: Network, timing: Timing) -> Graph:
         else:
             named[parts[0].node] = layer
     b = Build(GraphBuilder(timing.steps, _metadata(document)), timing.dt, contract is not None, named)
-    _nodes(b, network, timing, contract)
+    _nodes(b, network, timing, contract, passed)
     graph = b.builder.build()
     kinds = {node.name: node.kind for node in graph}
     lost = [layer for layer in layers if kinds.get(layer) != "Neuron"]
@@ -54,7 +59,9 @@ def assemble(document: Document, network: Network, timing: Timing) -> Graph:
     return graph
 
 
-def _nodes(b: Build, network: Network, timing: Timing, contract: Contract | None) -> None:
+def _nodes(
+    b: Build, network: Network, timing: Timing, contract: Contract | None, passed: frozenset[str]
+) -> None:
     values: dict[str, str] = {}
     sums: dict[tuple[str, ...], str] = {}
     inputs, outputs = network.inputs, network.outputs
@@ -69,6 +76,8 @@ def _nodes(b: Build, network: Network, timing: Timing, contract: Contract | None
                 _output(b, name, node, x, timing, contract)
             elif isinstance(node, nir.Input | nir.Output):  # of a nested graph
                 values[name] = x
+            elif name in passed:
+                values[name] = b.add(ops.Scale(1.0), x, node=name)
             else:
                 values[name] = BUILD[type(node)](b, name, node, x)
         except GraphError:

@@ -26,7 +26,7 @@ _MOST_NESTED = 16
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """`network` is a nir.NIRGraph without its type check; `stored`: bytes on disk by top-level node."""
+    """`network` is a nir.NIRGraph without its type check; `stored`: bytes of arrays on disk by node."""
 
     path: Path
     network: Any
@@ -48,8 +48,7 @@ def read_document(path: Path | str) -> Document:
                     f"{path} declares {declared / 2**30:,.0f} GiB of arrays, more than {MOST_BYTES >> 30}"
                 )
             network = _graph(path, root, "")
-            stored = {name: _stored(item) for name, item in root["nodes"].items()}
-            return Document(path, network, read_contract(path, file), version, stored)
+            return Document(path, network, read_contract(path, file), version, _stored(root, ""))
         except (KeyError, AttributeError, OSError, RuntimeError, MemoryError) as error:
             raise UserError(
                 f"{path} is not a readable NIR file: {_plain(error)}", hint="is it cut short?"
@@ -103,11 +102,16 @@ def _declared(group: Any) -> int:
     return sum(sizes)
 
 
-def _stored(group: Any) -> int:
-    """Bytes of a node's datasets on disk."""
-    if isinstance(group, h5py.Dataset):
-        return int(group.id.get_storage_size())
-    return sum(_stored(item) for item in group.values())
+def _stored(graph: Any, prefix: str) -> dict[str, int]:
+    """Bytes on disk by node, nodes of nested graphs as `graph.node`."""
+    out: dict[str, int] = {}
+    for name, item in graph["nodes"].items():
+        if "nodes" in item:
+            out |= _stored(item, f"{prefix}{name}.")
+        else:
+            arrays = [d for d in item.values() if isinstance(d, h5py.Dataset)]
+            out[f"{prefix}{name}"] = sum(int(d.id.get_storage_size()) for d in arrays)
+    return out
 
 
 def _graph(path: Path, group: Any, where: str, depth: int = 0) -> Any:
