@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stdeploy.cli.options import common_options, model_options
+from stdeploy.cli.options import SvgFile, common_options, model_options
+from stdeploy.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,21 +22,25 @@ Examples:
   stdeploy inspect pruned.pt
   stdeploy inspect pruned.pt --graph
   stdeploy inspect weights.pth --model mypackage.models:spikformer --input 3x32x32
-  stdeploy inspect model.nir
+  stdeploy inspect model.nir --svg model.svg
 """
 _WEIGHTED = ("Linear", "Conv", "Affine")
 
 
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--all", "everything", is_flag=True, help="Every node, not only those with weights.")
 @click.option("--graph", "as_text", is_flag=True, help="The traced graph instead, a line per node.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every node, not only those with weights or the largest."
+)
+@click.option("--svg", type=SvgFile(), help="Also draw the network's modules into this file (not for .onnx).")
 @model_options
 @common_options
 def command(
     model_file: Path,
     everything: bool,
     as_text: bool,
+    svg: Path | None,
     json_file: str | None,
     verbose: int,
     quiet: bool,
@@ -49,12 +54,15 @@ def command(
     from stdeploy.graph.printer import print_graph
 
     talk = Talk(json_file, verbose, quiet)
-    if model_file.suffix == ".nir":
+    if model_file.suffix == ".nir" and not as_text:
         from stdeploy.cli.inspect_nir import inspect_nir
 
-        inspect_nir(talk, model_file, workflow.SourceOptions(model=model, **options), everything)
+        inspect_nir(talk, model_file, workflow.SourceOptions(model=model, **options), everything, svg)
         return
     if model_file.suffix == ".onnx":
+        if svg is not None or as_text:
+            flag = "--graph" if as_text else "--svg"
+            raise UserError(f"{flag} does not take an ONNX file", hint="give the model that it was made from")
         from stdeploy.artefacts import describe
 
         facts = describe(model_file)
@@ -63,12 +71,27 @@ def command(
         talk.document({"schema_version": 1, **facts})
         return
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    if svg is not None:
+        draw(talk, source, svg)
     if as_text:
         text = print_graph(source.graph)
         talk.text(text)
         talk.document({"schema_version": 1, "graph": text.splitlines()})
         return
     show(talk, source, everything)
+
+
+def draw(talk: Talk, source: Source, path: Path) -> None:
+    """The traced graph as a picture."""
+    from stdeploy import workflow
+    from stdeploy.drawing import save
+    from stdeploy.drawing.blocks import diagram
+
+    workflow.refuse_overwriting(source.path, path)
+    graph = source.graph
+    facts = [str(graph.metadata.get("model") or "graph"), f"T = {graph.steps}", f"{len(graph)} nodes"]
+    save(diagram(graph), path, source.path.name, [", ".join(facts)])
+    talk.log(f"drawn: {path}")
 
 
 def show(talk: Talk, source: Source, everything: bool) -> None:

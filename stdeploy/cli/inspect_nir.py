@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stdeploy.cli.console import Talk
+    from stdeploy.importers.nir import Survey
     from stdeploy.nir_summary import NirSummary
     from stdeploy.workflow import SourceOptions
 
@@ -16,13 +17,14 @@ _LARGEST = 8
 """Nodes listed by size without --all."""
 
 
-def inspect_nir(talk: Talk, path: Path, options: SourceOptions, everything: bool) -> None:
-    """Facts about a file, its largest nodes, and whether it can be a model."""
+def inspect_nir(talk: Talk, path: Path, options: SourceOptions, everything: bool, svg: Path | None) -> None:
+    """Facts about a file, its largest nodes, and whether it can be a model; with `svg` a picture."""
     from stdeploy import workflow
     from stdeploy.importers.nir import survey
     from stdeploy.nir_summary import summarise_nir
 
-    summary = summarise_nir(survey(path, **workflow.nir_options(path, options)))
+    found = survey(path, **workflow.nir_options(path, options))
+    summary = summarise_nir(found)
     for name, fact in facts(summary):
         talk.result(f"{name:<9} {fact}")
     talk.result(node_table(summary, everything))
@@ -34,6 +36,26 @@ def inspect_nir(talk: Talk, path: Path, options: SourceOptions, everything: bool
         need = "" if summary.contract is not None else ", with --dt and --steps"
         talk.result(f"as a model: yes{need}")
     talk.document(summary.to_dict())
+    if svg is not None:
+        draw(found, summary, svg)
+        talk.log(f"drawn: {svg}")
+
+
+def draw(found: Survey, summary: NirSummary, path: Path) -> None:
+    """The network as a picture; UnsupportedError where its nodes have no order or their shapes are not known."""
+    from stdeploy.drawing import save
+    from stdeploy.drawing.blocks import diagram
+    from stdeploy.errors import UnsupportedError
+
+    document = found.document
+    if found.graph is None:
+        raise UnsupportedError(f"{document.path} cannot be drawn", found.refused)
+    kinds = {item.where: item.what for item in found.refused}
+    roles = {} if document.contract is None else document.contract.roles
+    shown = [
+        f"{name}: {fact}" for name, fact in facts(summary) if name in ("runs", "nodes", "synapses", "depth")
+    ]
+    save(diagram(found.graph, roles, kinds), path, document.path.name, shown)
 
 
 def facts(s: NirSummary) -> list[tuple[str, str]]:

@@ -78,6 +78,17 @@ class JsonFile(click.ParamType[str]):
         return str(value)
 
 
+class SvgFile(click.ParamType[Path]):
+    """A file that ends in .svg: `--svg model.pt` must not overwrite a model."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).endswith(".svg"):
+            self.fail(f"{str(value)!r} does not end in .svg", param, ctx)
+        return Path(value)
+
+
 _PATH = click.Path(path_type=Path)
 
 
