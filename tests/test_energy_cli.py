@@ -162,6 +162,31 @@ def test_shards_merge_to_the_one_run(folder: Path) -> None:
     assert document(folder / "two.json") == document(folder / "one.json")
 
 
+def test_other_tools_numbers_and_what_lies_between(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "net.stg",
+        "--data",
+        "data.npz",
+        "--as",
+        "neurobench",
+        "--as",
+        "spikformer",
+        "--json",
+        "o.json",
+    )
+    assert energy(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "Effective_ACs" in out and "SOPs" in out and "SynOp_" not in out
+    found = document(folder / "o.json")
+    first = found["energies"][0]
+    views = found["views"]["spikformer"]
+    assert first["literature_j"] == pytest.approx((views["SOPs"] * 0.9 + views["MACs"] * 4.6) * 1e-12)
+    assert found["reconciliation"] and all(row["remainder"] == 0 for row in found["reconciliation"])
+    for row in found["reconciliation"]:
+        terms = sum(value for name, value in row.items() if name not in ("layer", "literature", "exact"))
+        assert row["literature"] == pytest.approx(row["exact"] + terms)
+
+
 def test_a_shard_is_merged_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert energy("net.stg", "--data", "data.npz", "-q", "--shard", "1/2", "--counts", "a.json") == 0
     (folder / "copy.json").write_text((folder / "a.json").read_text())
@@ -254,6 +279,7 @@ def test_without_matplotlib_the_page_is_refused_before_anything_runs(
         (["net.stg", "--data", "data.npz", "--reader", "norse"], "--reader runs an --artefact"),
         (["net.stg", "--data", "data.npz", "--profile", "loihi3"], "no profile 'loihi3'"),
         (["net.stg", "--data", "data.npz", "--profile", "h100-fp16"], "only bounds"),
+        (["net.stg", "--data", "data.npz", "--as", "fvcore"], "no view 'fvcore'"),
         (["net.stg", "--data", "data.npz", "--synop-pj", "2"], "price of one chip"),
         (["net.stg", "--data", "data.npz", "--shard", "3/2"], "is not a shard"),
         (["net.stg", "--data", "data.npz", "--shard", "8/8"], "7 samples do not make 8 shards"),

@@ -9,11 +9,12 @@ from statistics import stdev
 import numpy as np
 import pytest
 
+from stdeploy.energy.comparison import literature
 from stdeploy.energy.counting import count
 from stdeploy.energy.ledger import Ledger
 from stdeploy.energy.prices import SYNAPTIC, Choices, bound, dense, dense_macs, price
 from stdeploy.energy.profile import load_profile, load_profiles
-from stdeploy.energy.report import EnergyReport, literature
+from stdeploy.energy.report import EnergyReport
 from stdeploy.errors import UserError
 from stdeploy.graph import Graph, GraphBuilder, Weight, ops
 from stdeploy.graph.interpreter import interpret

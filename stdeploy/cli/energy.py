@@ -25,6 +25,7 @@ Examples:
   stdeploy energy pruned.pt --data images.npz --baseline baseline.pt --html report.html
   stdeploy energy pruned.pt --artefact pruned.onnx --data images.npz
   stdeploy energy pruned.pt --data images.npz --profile 45nm-int8 --profile loihi2 --synop-pj 1.2
+  stdeploy energy pruned.pt --data images.npz --as spikingjelly --as neurobench
   stdeploy energy pruned.pt --data images.npz --shard 1/4 --counts part1.json
   stdeploy energy --merge part1.json --merge part2.json --merge part3.json --merge part4.json
   stdeploy energy --profiles
@@ -121,6 +122,14 @@ _FILE = click.Path(path_type=Path)
     help="Where weights and membranes lie (default: the smallest that holds them all).",
 )
 @click.option(
+    "--as",
+    "tools",
+    multiple=True,
+    metavar="TOOL",
+    help="Also what this tool would print: spikformer, spikingformer, sdt, neurobench, spikingjelly, syops, sinabs, "
+    "norse or kerasspiking; repeatable.",
+)
+@click.option(
     "--batch", type=click.IntRange(min=1), help="Samples run at a time (default: by memory, at most 64)."
 )
 @click.option("--shard", type=Shard(), help="Count only this part of the samples: 2/8.")
@@ -149,6 +158,7 @@ def command(
     graded: Graded,
     static: Static,
     memory: Memory | None,
+    tools: tuple[str, ...],
     baseline: Path | None,
     shards: tuple[Path, ...],
     counts: Path | None,
@@ -165,6 +175,7 @@ def command(
     from stdeploy.energy.prices import Choices
     from stdeploy.energy.profile import load_profiles
     from stdeploy.energy.report import EnergyReport
+    from stdeploy.energy.views import require_views
 
     talk = Talk(json_file, verbose, quiet)
     if (list_profiles or self_check) and model_file is not None:
@@ -176,6 +187,7 @@ def command(
     profiles = load_profiles(list(profile_names) or list(DEFAULT_PROFILES), synop_pj)
     if not any(p.kind == "bound" for p in profiles):
         profiles += load_profiles(list(DEFAULT_BOUNDS))
+    require_views(tools)
     if html_file is not None:
         require_matplotlib()
     ledger = _merged(model_file, shards, options) if shards else _counted(talk, model_file, **options)
@@ -188,7 +200,7 @@ def command(
         other = _baseline(talk, baseline, **options)
         before = EnergyReport.of(other, profiles, choices)
     report = EnergyReport.of(ledger, profiles, choices, before)
-    _show(talk, report)
+    _show(talk, report, tools)
     talk.document({"schema_version": 1, **report.to_dict()})
     title = f"Energy of {model_file.name if model_file else ledger.graph.get('source', 'a network')}"
     _write(talk, report, title, csv_file, markdown_file, latex_file, html_file)
@@ -267,8 +279,12 @@ def _baseline(talk: Talk, path: Path, **options: Any) -> Ledger:
     return _counted(talk, path, **{**options, "artefact": None, "readers": (), "batch": None})
 
 
-def _show(talk: Talk, report: EnergyReport) -> None:
+def _show(talk: Talk, report: EnergyReport, tools: tuple[str, ...]) -> None:
+    from stdeploy.energy.comparison import view_table
+
     shown = report.tables() if talk.verbose else report.summary()
+    if tools and not talk.verbose:
+        shown.append(view_table(report.ledger, tools))
     for table in shown:
         talk.result("")
         talk.result(table.render())

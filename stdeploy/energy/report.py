@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stdeploy.energy.comparison import (
+    Literature,
+    literature,
+    reconciliation_dict,
+    reconciliation_table,
+    view_table,
+    views_dict,
+)
 from stdeploy.energy.ledger import LayerCount, Ledger
 from stdeploy.energy.pictures import LABELS, unit_of
 from stdeploy.energy.prices import (
@@ -22,20 +30,10 @@ from stdeploy.energy.prices import (
 from stdeploy.energy.profile import Profile, profile_table
 from stdeploy.energy.statistics import Estimate, Moments
 from stdeploy.energy.tables import Cell, Column, Table, grouped, percent, significant
+from stdeploy.energy.views import VIEWS
 from stdeploy.errors import UserError
 
 SYNAPTIC_ROLES = ("synapse", "attention", "product")
-
-
-@dataclass(frozen=True)
-class Literature:
-    """Operations that the literature's formula gives: rate x T x dense, the first layer as MAC at every step."""
-
-    macs: float
-    acs: float
-
-    def joules(self, profile: Profile) -> float:
-        return self.macs * profile.mac + self.acs * profile.ac
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ class EnergyReport:
             out.append(self.bound_table())
         if self.priced:
             out.append(self.layers(self.priced[0]))
-        return [*out, self.neurons(), self.profile_table()]
+        out += [reconciliation_table(self.ledger), view_table(self.ledger, tuple(VIEWS)), self.neurons()]
+        return [*out, self.profile_table()]
 
     def totals(self) -> Table:
         """Per profile: three energies of the spiking network beside those of the dense one of equal shape."""
@@ -282,6 +281,8 @@ class EnergyReport:
             "graph": dict(self.ledger.graph),
             "literature": {"macs": self.literature.macs, "acs": self.literature.acs},
             "dense_macs": dense_macs(self.ledger),
+            "views": views_dict(self.ledger),
+            "reconciliation": reconciliation_dict(self.ledger),
             "counts": {name: _moments_dict(m) for name, m in self.ledger.network.each.items()},
             "energies": [self._energy_dict(p) for p in self.priced],
             "bounds": [{"profile": p.to_dict(), "dense_j": bound(self.ledger, p)} for p in self.bounds],
@@ -303,27 +304,6 @@ class EnergyReport:
                 for name, bill in priced.layers.items()
             },
         }
-
-
-def literature(ledger: Ledger) -> Literature:
-    """The operations of the literature's formula (Yao et al., TPAMI 2023; Spikformer): rate x T x dense.
-
-    Padding counts, zero weights count, a graded event is an accumulate, and what reads the still image is a MAC
-    at every step. Attention as Spikingformer's script has it: dense x the smaller rate of two spike operands,
-    or the rate of the one that is spikes.
-    """
-    macs = acs = 0.0
-    for layer in ledger.of("synapse"):
-        runs = ledger.steps if layer.time == "static" else layer.rows
-        operations = layer.constants["dense_padded"] * runs
-        if layer.input_class == "real":
-            macs += operations
-        else:
-            acs += operations * layer.rate()
-    for layer in (*ledger.of("attention"), *ledger.of("product")):
-        sides = [layer.mean(f"{side}_events") / layer.constant(side) for side in ("left", "right")]
-        acs += layer.constant("dense") * (min(sides) if layer.input_class == "binary" else sides[0])
-    return Literature(macs, acs)
 
 
 def significant_3(value: float) -> str:

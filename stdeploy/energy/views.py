@@ -7,7 +7,7 @@ numbers is shown the whole data set as one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -42,8 +42,7 @@ class ViewRule:
 
 def view(ledger: Ledger, tool: str) -> View:
     """The numbers that `tool` would print; UserError where there is no such view."""
-    if tool not in VIEWS:
-        raise UserError(f"no view {tool!r}", hint=f"views: {', '.join(VIEWS)}")
+    require_views([tool])
     rule = VIEWS[tool]
     layers = {}
     for layer in ledger.layers:
@@ -52,6 +51,13 @@ def view(ledger: Ledger, tool: str) -> View:
             layers[layer.name] = {column: Fraction(numbers.get(column, 0)) for column in rule.columns}
     total = {c: sum((numbers[c] for numbers in layers.values()), Fraction(0)) for c in rule.columns}
     return View(tool, rule.source, rule.ignores, layers, total)
+
+
+def require_views(tools: Iterable[str]) -> None:
+    """UserError where there is no view of that name."""
+    for tool in tools:
+        if tool not in VIEWS:
+            raise UserError(f"no view {tool!r}", hint=f"views: {', '.join(VIEWS)}")
 
 
 def mean(layer: LayerCount, quantity: str) -> Fraction:
