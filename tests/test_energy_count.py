@@ -24,6 +24,8 @@ from stdeploy.graph.weight import Array
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.rows import Net
+from tests.test_select import pruned
 
 AXES = ("channel", "y", "x")
 
@@ -298,6 +300,62 @@ def test_touched_neurons_are_those_that_an_event_reaches(target: str | None) -> 
     assert clocked > 0  # some are not
 
 
+def branching(seed: int = 0) -> Graph:
+    """Sums, gates, means, slices and joins of spikes of several units, each into a Linear."""
+    net = Net(seed)
+    a = net.unit(net.add(ops.Flatten(), net.x, name="flat"), 8, "a")
+    b = net.unit(a, 8, "b")
+    total = net.add(ops.Add(), a, b, name="sum")
+    gated = net.add(ops.Mul(), total, b, name="gated")
+    scaled = net.add(ops.Scale(0.3), gated, name="scaled")
+    part = net.add(ops.Slice(0, 2, 7), scaled, name="part")
+    mean = net.add(ops.Reduce((0,), True, keepdims=True), part, name="mean")
+    joined = net.add(ops.Concat(0), part, net.add(ops.Scale(0.5), part, name="half"), name="joined")
+    kept = net.unit(joined, 6, "c")
+    factor = net.linear(net.linear(mean, 3, "down"), 6, "up")
+    out = net.lif(net.add(ops.Add(), kept, factor, name="both"), "d")
+    return net.done(out, net.linear(net.add(ops.Add(), out, kept, name="last"), 4, "head"))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        spikformer_graph(5, masked=0.5, neurons="mixed"),
+        run_pipeline(spikformer_graph(5, masked=0.5, order="kv"), PIPELINES["onnx"]).graph,
+        branching(),
+        pruned(7, "score"),
+        pruned(5, "index", "mean"),
+        pruned(6, "score", "real", largest=False),
+    ],
+    ids=["spikformer", "deployed", "branching", "select", "select-mean", "select-real"],
+)
+def test_every_layer_sees_the_events_of_the_interpreter(graph: Graph) -> None:
+    """The integers recomputed from the spikes are the interpreter's values, by unit."""
+    x = (
+        Net().data()
+        if graph.steps == 5 and graph.inputs[0].value.shape == (3, 4, 5)
+        else random_inputs(graph)
+    )
+    every_layer_fires(graph, x)
+    run = interpret(graph, x)
+    ledger = count(graph, x, run.spikes, selections=run.selections)
+    assert count(graph, x, run.spikes) == ledger  # the same tokens are chosen again
+    builder = GraphBuilder(graph.steps)
+    builder.nodes = dict(graph.nodes)
+    read = [(layer, graph[layer.name].inputs) for layer in ledger.of("synapse") + ledger.of("attention")]
+    for name in {name for _, inputs in read for name in inputs}:
+        step = graph[name].value.time == "step"
+        builder.add(ops.Output(f"probe:{name}", "TB" if step else "B"), (name,), name=f"probe:{name}")
+    probes = interpret(builder.build(), x, forced=run.spikes).outputs
+    for layer, inputs in read:
+        seen = [probes[f"probe:{name}"] for name in inputs]
+        events = ("events",) if layer.role == "synapse" else ("left_events", "right_events")
+        for quantity, value in zip(events, seen, strict=True):
+            assert layer.total[quantity].total == np.count_nonzero(value), (layer.name, quantity)
+        if layer.input_class != "real" and layer.role == "synapse":
+            assert layer.total["magnitude"].total == round(float(seen[0].sum()) / layer.scale)
+
+
 def test_every_operator_of_the_catalogue_has_a_role() -> None:
     assert set(ROLES) == set(CATALOGUE.values())
     assert {role for role in ROLES.values() if role} | {"order"} == set(QUANTITIES) == set(CONSTANTS)
@@ -434,6 +492,12 @@ def test_what_does_not_fit_is_refused(network: tuple[Graph, Array, dict[str, Arr
         Counter(graph).ledger()
     with pytest.raises(UserError, match="a batch of 0"):
         count_executor(graph, Interpreter(graph), x, batch=0)
+    with pytest.raises(UserError, match="no sample to count"):
+        count_executor(graph, Interpreter(graph), x[:0])
+    with pytest.raises(UserError, match="not numbers"):
+        count(graph, x.astype(str), spikes)
+    with pytest.raises(UserError, match="beyond"):
+        count(graph, x * np.float32(1e30), spikes)
 
 
 def test_a_refused_batch_leaves_the_count_as_it_was(
@@ -455,6 +519,25 @@ def test_an_executor_is_driven_over_the_data(network: tuple[Graph, Array, dict[s
     deployed = run_pipeline(graph, PIPELINES["onnx"]).graph
     through_source = count_executor(deployed, Interpreter(graph), x, source=graph)
     assert through_source.layers == count_executor(deployed, Interpreter(deployed), x).layers
+
+
+def test_large_values_are_summed_exactly() -> None:
+    """Beyond what int64 holds: sums of a real input are Python integers then."""
+    x = np.array([[[2.0**50, -3.0]], [[2.0**50, 0.5]]]).reshape(2, 1, 2)
+    op = ops.Linear(Weight.dense(np.ones((3000, 2))))
+    layer = count(layer_graph(op, (2,)), x, {}).layer("layer")
+    assert layer.total["magnitude"].total == (2**51 + 3) * FIXED + FIXED // 2
+    assert layer.total["blind_sum"].total == 3000 * ((2**51 - 3) * FIXED + FIXED // 2)
+    assert layer.total["magnitude"].squares == layer.total["magnitude"].total ** 2
+
+
+def test_a_large_layer_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = spikformer_graph(5, masked=0.4)
+    x = random_inputs(graph)
+    spikes = interpret(graph, x).spikes
+    whole = count(graph, x, spikes)
+    monkeypatch.setattr("stdeploy.energy.synaptic.CHUNK", 200)
+    assert count(graph, x, spikes) == whole
 
 
 def test_event_frames_count_as_integers() -> None:

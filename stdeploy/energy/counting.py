@@ -61,6 +61,9 @@ ROLES: dict[type[ops.Op], Role | None] = {
 }
 """How every operator is counted; None moves or yields values and computes nothing."""
 
+MEMORY_BYTES = 1 << 29
+"""Working set that count_executor chooses its batch for."""
+
 LARGEST_COUNT = (1 << 31) - 1
 """Bound of an input that is counted as integers (event frames)."""
 
@@ -126,13 +129,13 @@ class Counter:
         anything does not fit the graph; then nothing of the batch was counted.
         """
         signals = Signals(self.graph, inputs, spikes, selections)
+        if not signals.batch:
+            return
         reach = Reach(signals)
         by_name: dict[str, Mapping[str, Array]] = {}
         for layer in self._layers:
             by_name[layer.name] = layer.count(signals, reach, by_name)
         counted = list(by_name.values())
-        if not signals.batch:
-            return
         batch = signals.batch
         self._steps.add(np.stack([counted[i][q][r] for i, q, r in self._rows]))
         totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in counted]
@@ -166,10 +169,17 @@ class Counter:
         return Ledger(self.samples, self.graph.steps, layers, network, self._facts)
 
 
-def count(graph: Graph, inputs: Array, spikes: Mapping[str, Array], *, input_class: Class = "real") -> Ledger:
+def count(
+    graph: Graph,
+    inputs: Array,
+    spikes: Mapping[str, Array],
+    *,
+    selections: Mapping[str, Array] | None = None,
+    input_class: Class = "real",
+) -> Ledger:
     """Count one batch from its inputs and its neurons' spikes; see Counter."""
     counter = Counter(graph, input_class=input_class)
-    counter.add(inputs, spikes)
+    counter.add(inputs, spikes, selections)
     return counter.ledger()
 
 
@@ -179,17 +189,18 @@ def count_executor(
     inputs: Array,
     *,
     source: Graph | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     input_class: Class = "real",
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Ledger:
-    """Run `executor` over a data set, `batch` samples at a time, and count `graph`.
+    """Run `executor` over a data set, `batch` samples at a time (None: as fit MEMORY_BYTES), and count `graph`.
 
     `source`: the graph whose neurons the executor reports, where it is not `graph` itself (the model's, when a
     target's graph is counted). `progress` is called with the number of samples after every batch. UserError as
     in Counter, and where `batch` < 1.
     """
+    batch = batch_for(graph) if batch is None else batch
     if batch < 1:
         raise UserError(f"a batch of {batch} samples", hint="choose 1 or more")
     counter = Counter(graph, input_class=input_class, facts=facts)
@@ -207,6 +218,13 @@ def count_executor(
         if progress is not None:
             progress(part.shape[axis])
     return counter.ledger()
+
+
+def batch_for(graph: Graph) -> int:
+    """Samples whose spikes, masks and one layer's float copies fit MEMORY_BYTES; at least 1, at most 256."""
+    sizes = [int(np.prod(node.value.shape)) for node in graph if node.value.time != "final"]
+    per_sample = graph.steps * (3 * sum(sizes) + 8 * max(sizes, default=1))
+    return max(1, min(256, MEMORY_BYTES // max(1, per_sample)))
 
 
 def spikes_of(graph: Graph, source: Graph, spikes: Mapping[str, Array]) -> dict[str, Array]:

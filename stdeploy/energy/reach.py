@@ -155,7 +155,7 @@ def _reduce(reach: Reach, node: Node) -> Array:
 
 def _flatten(reach: Reach, node: Node) -> Array:
     x = reach.full(node.inputs[0])
-    return x.reshape(*x.shape[:2], -1)
+    return x.reshape(*x.shape[:2], *node.value.shape)
 
 
 def _concat(reach: Reach, node: Node) -> Array:

@@ -7,6 +7,7 @@ unfolded factor pair) is computed in floating point, in float64 by the interpret
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from stdeploy.graph.interpreter import EVALUATE, steps_first
 from stdeploy.graph.selection import pick, ranked, score_domain, select_of
 from stdeploy.graph.value import REAL, Domain
 from stdeploy.graph.weight import Array
+
+LARGEST = 2.0**60
+"""Bound of a real input, for its exact sums in fixed point."""
 
 
 class Signals:
@@ -44,8 +48,14 @@ class Signals:
             raise TypeError(f"{node.name} is not an Input")
         data = np.asarray(inputs)
         self.batch = batch_size(data, node.op.layout, node.op.shape, graph.steps)
+        if data.dtype.kind not in "biuf":
+            raise UserError(f"the input holds {data.dtype}, not numbers")
         if not np.all(np.isfinite(data)):
             raise UserError("the input holds values that are not finite", hint="look for NaN in the data")
+        if data.size and float(np.abs(data.astype(np.float64)).max()) >= LARGEST:
+            raise UserError(
+                f"the input holds values beyond {LARGEST:.0e}", hint="is it scaled as the model takes it?"
+            )
         data = steps_first(node, data, graph.steps)
         self._units: dict[str, Array] = {}
         self._reals: dict[str, Array] = {}
@@ -211,8 +221,20 @@ def _units_of_sum(signals: Signals, node: Node) -> Array:
 
 
 def _units_of_product(signals: Signals, node: Node) -> Array:
-    kind = float_for(node.value.domain.maximum or 0)
-    return signals.linear_map(node, [signals.units(n) for n in node.inputs], kind)
+    operands = [signals.units(n) for n in node.inputs]
+    return signals.linear_map(node, operands, _float_of(signals, node, operands))
+
+
+def _float_of(signals: Signals, node: Node, operands: list[Array]) -> Any:
+    """The float type that holds a (multi)linear operator's sums of these integers; UserError where none does."""
+    possible = math.prod(value.domain.maximum or 1 for value in signals.graph.values(node))
+    terms = max(1, (node.value.domain.maximum or 0) // possible)
+    largest = terms * math.prod(int(x.max(initial=0)) for x in operands)
+    if largest >= 1 << 53:
+        raise UserError(
+            f"{node.name}: sums up to {largest} cannot be counted exactly", hint="are these event frames?"
+        )
+    return float_for(largest)
 
 
 def _units_of_linear(signals: Signals, node: Node) -> Array:
@@ -220,7 +242,7 @@ def _units_of_linear(signals: Signals, node: Node) -> Array:
     if not isinstance(op, ops.Linear):
         raise TypeError(f"{node.name} is not a Linear")
     x = signals.units(node.inputs[0])
-    kind = float_for(node.value.domain.maximum or 0)
+    kind = _float_of(signals, node, [x])
     flat = x.reshape(*x.shape[:3], -1).astype(kind)
     return np.asarray((op.weight.array() != 0).astype(kind) @ flat).reshape(*x.shape[:2], -1, *x.shape[3:])
 
@@ -256,7 +278,7 @@ def _units_same(signals: Signals, node: Node) -> Array:
 
 def _units_of_flatten(signals: Signals, node: Node) -> Array:
     x = signals.units(node.inputs[0])
-    return x.reshape(*x.shape[:2], -1)
+    return x.reshape(*x.shape[:2], *node.value.shape)
 
 
 def _units_of_concat(signals: Signals, node: Node) -> Array:

@@ -8,6 +8,7 @@ that leave c at k, the layer has sum_{c,k} S[c, k] F[c, k] of them; a Linear has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from stdeploy.graph.weight import Array
 
 FIXED = 1 << 24
 """Real inputs are summed as integers of 1/FIXED, so that shards merge exactly."""
+
+CHUNK = 1 << 24
+"""Elements that are copied to floats at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class Synapses:
     full: int
     constants: dict[str, int]
 
-    @property
+    @cached_property
     def is_dense(self) -> bool:
         return bool(np.all(self.fan == self.full))
 
@@ -119,15 +123,24 @@ def _reached(layer: Synapses, x: Array, largest: int) -> tuple[Array, Array]:
     rows, batch, channels = x.shape[:3]
     reach = layer.windows.reach
     kind = float_for(max(1, largest * reach.size * int(reach.max(initial=0))))
-    flat = x.reshape(rows * batch * channels, -1).astype(kind)
+    samples = x.reshape(rows * batch, channels, *layer.windows.shape)
+    size = max(1, CHUNK // max(1, channels * reach.size))
+    parts = [_taps(layer, samples[i : i + size].astype(kind)) for i in range(0, rows * batch, size)]
+    synops, blind = (np.concatenate(sums).reshape(rows, batch) for sums in zip(*parts, strict=True))
+    return synops, blind
+
+
+def _taps(layer: Synapses, x: Array) -> tuple[Array, Array]:
+    """`[n]` sums of `x [n, C, *positions]` over synapses and over all connections."""
+    n, channels = x.shape[:2]
     if layer.is_dense:
-        all_taps = (flat @ reach.reshape(-1).astype(kind)).astype(np.int64)
-        blind = all_taps.reshape(rows, batch, channels).sum(-1) * layer.full
+        reach = layer.windows.reach.reshape(-1).astype(x.dtype)
+        blind = (x.reshape(n * channels, -1) @ reach).astype(np.int64).reshape(n, channels).sum(
+            1
+        ) * layer.full
         return blind, blind
-    taps = layer.windows.taps(flat.reshape(-1, *layer.windows.shape)).astype(np.int64)
-    taps = taps.reshape(rows * batch, -1)
-    synops = (taps @ layer.fan.reshape(-1)).reshape(rows, batch)
-    return synops, taps.sum(-1).reshape(rows, batch) * layer.full
+    taps = layer.windows.taps(x).astype(np.int64).reshape(n, -1)
+    return np.asarray(taps @ layer.fan.reshape(-1)), taps.sum(1) * layer.full
 
 
 def _fixed(x: Array, terms: int) -> Array:
