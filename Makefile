@@ -30,10 +30,11 @@ lava: .venv-lava/.ok
 test: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python -m pytest
 
-bench: $(BIN)/.ok
+bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/export_onnx.py
 	$(BIN)/python benchmarks/trace_large.py
 	$(BIN)/python benchmarks/energy_overhead.py
+	$(BIN)/python benchmarks/lava_encoder.py
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .
