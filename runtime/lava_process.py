@@ -25,6 +25,7 @@ from stdeploy.exporters.lava.layout import PROGRAM
 from stdeploy.graph.execution import Execution, batch_size
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.lava_folder import LavaFolder
+from stdeploy.runtime.lava_reference import LavaReference
 
 PYTHON_VARIABLE, TIMEOUT_VARIABLE = "STDEPLOY_LAVA_PYTHON", "STDEPLOY_LAVA_TIMEOUT"
 FOLDER = ".venv-lava"
@@ -71,13 +72,21 @@ def lava_version(python: Path) -> str:
 
 
 class LavaExecutor:
-    """Runs a folder in Lava's simulation; `spikes` False reports them for forced runs only (fewer sinks)."""
+    """Runs a folder in Lava's simulation; `spikes` False reports them for forced runs only (fewer sinks).
+
+    A fixed-point folder has a `reference`, which Lava has to match bit for bit.
+    """
 
     def __init__(self, path: Path | str, *, spikes: bool = True, timeout: float | None = None) -> None:
         self.file = LavaFolder(path)
-        self.spikes = spikes
+        self.spikes = spikes or self.file.fixed
         self.python = lava_python()
         self.timeout = _timeout() if timeout is None else timeout
+
+    @cached_property
+    def reference(self) -> LavaReference | None:
+        """What defines a fixed-point folder's bits; None in floating point."""
+        return LavaReference(self.file.path) if self.file.fixed else None
 
     @cached_property
     def name(self) -> str:

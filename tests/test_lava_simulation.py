@@ -99,6 +99,28 @@ def test_verify_runs_lava(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "lava 0.10.0 simulation" in printed and "0 of " in printed
 
 
+def test_fixed_point_is_proven_against_its_reference_and_its_effect_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stdeploy.graph.file import save_graph
+
+    save_graph(GRAPH, tmp_path / "net.stg")
+    np.savez(tmp_path / "data.npz", images=INPUTS, labels=np.arange(len(INPUTS)) % 5)
+    model, out, data = (str(tmp_path / name) for name in ("net.stg", "net_lava", "data.npz"))
+    command = ["export", model, "--target", "lava", "--fixed", "-o", out, "--data", data, "--json"]
+    assert run(command) == 0
+    document = json.loads(capsys.readouterr().out)
+    (found,) = document["approximations"]
+    assert document["verify"] == [] and "int64" in found["reference"]
+    assert found["spikes_equal"] == sum(s.size for s in interpret(GRAPH, INPUTS).spikes.values())
+    changed = sum(layer["changed"] for layer in found["effect"]["layers"].values())
+    assert 0 < changed < 0.2 * found["spikes_equal"]
+    assert run(["verify", model, out, "--data", data]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "spikes equal bit for bit" in printed and "accuracy" in printed
+    assert "approximate (Lava's fixed point" in printed
+
+
 def broken(folder: Path, change: Any) -> Path:
     path = folder / "network.json"
     document = json.loads(path.read_text())

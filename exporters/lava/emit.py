@@ -19,6 +19,7 @@ from stdeploy.files import atomic_folder
 from stdeploy.graph import ops
 from stdeploy.graph.weight import Array
 
+APPROXIMATE = "Lava's fixed point: 8-bit weights, 17-bit thresholds"
 _SHIPPED = Path(__file__).parent / "program"
 
 
@@ -85,6 +86,7 @@ def describe(low: Lowering, arrays: _Arrays) -> dict[str, Any]:
         **graph.metadata,
         "steps": graph.steps,
         "precision": "fixed_pt" if plan.input_range else "floating_pt",
+        **({"approximate": APPROXIMATE} if plan.input_range else {}),
         "input": {
             "layout": layout,
             "shape": list(source.value.shape),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from stdeploy.cli.options import chosen_for, common_options, data_option, model_options, target_options
 
 if TYPE_CHECKING:
+    from stdeploy.approximate import Approximation
     from stdeploy.cli.console import Talk
     from stdeploy.graph import Graph
     from stdeploy.graph.weight import Array
@@ -103,7 +105,7 @@ def command(
     talk.phase(
         "export", "\n".join([f"{path}  {size_text(artifact.size_bytes)}{was}", *artifact.notes]), seconds
     )
-    reports = [] if chosen is None else verify(talk, source, lowered.graph, path, chosen, readers)
+    found = Findings() if chosen is None else verify(talk, source, lowered.graph, path, chosen, readers)
     talk.document(
         {
             "schema_version": 1,
@@ -114,10 +116,10 @@ def command(
             "passes_s": lowered.seconds,
             "export_s": seconds,
             "notes": [*lowered.result.notes, *artifact.notes],
-            "verify": [report.to_dict() for report in reports],
+            **found.to_dict(),
         }
     )
-    require(*reports, hint=f"the file {path} was written but must not be used")
+    require(*found.reports, hint=f"the file {path} was written but must not be used")
     if no_verify:
         talk.log(f"not verified; stdeploy verify {model_file} {path} does it")
 
@@ -161,21 +163,48 @@ def verify(
     path: Path,
     data: tuple[Array, Array | None],
     readers: tuple[str, ...],
-) -> list[Report]:
-    """Run every executor of the artefact against the source; a line each."""
-    from stdeploy import workflow
+) -> Findings:
+    """Run every executor of the artefact against the source; a line each.
+
+    What an approximate artefact changes is measured instead (stdeploy.approximate).
+    """
+    from stdeploy import approximate, workflow
     from stdeploy.verify import batch_axis
 
     inputs, labels = data
     candidates = workflow.executors(path, readers)
+    for candidate in candidates:
+        workflow.require_same_network(source, exported, candidate)
     start = time.perf_counter()
     with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:
-        reports = workflow.check_all(source, exported, candidates, inputs, labels, progress)
+        if any(approximate.approximation_of(c) for c in candidates):
+            measured = approximate.measure_all(exported, candidates, inputs, labels, progress)
+            found = Findings(approximations=tuple(measured))
+        else:
+            checked = workflow.check_all(source, exported, candidates, inputs, labels, progress)
+            found = Findings(tuple(checked))
     seconds = time.perf_counter() - start
-    for report in reports:
-        talk.phase("verify", report.summary(), seconds if report is reports[-1] else None)
+    lines = [r.summary() for r in found.reports] + [a.summary() for a in found.approximations]
+    for i, line in enumerate(lines, 1):
+        talk.phase("verify", line, seconds if i == len(lines) else None)
+    for report in found.reports:
         if report.mismatches or not report.ok or talk.verbose:
             talk.result(report.render())
-    for warning in reports[0].warnings:
+    for warning in found.reports[0].warnings if found.reports else ():
         talk.log(f"warning: {warning}")
-    return reports
+    return found
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What running an artefact showed: proofs, or for an approximate one the measured effects."""
+
+    reports: tuple[Report, ...] = ()
+    approximations: tuple[Approximation, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Entries of the JSON document."""
+        effects = (
+            {"approximations": [a.to_dict() for a in self.approximations]} if self.approximations else {}
+        )
+        return {"verify": [report.to_dict() for report in self.reports], **effects}

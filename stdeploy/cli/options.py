@@ -160,6 +160,15 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
             help="lava: each attention as one custom process, or of stock units (small nets).",
         ),
     ),
+    "fixed": (
+        "lava",
+        click.Option(
+            ["--fixed"],
+            is_flag=True,
+            default=None,
+            help="lava: Loihi's integers (8-bit weights); approximate, and the effect is measured.",
+        ),
+    ),
 }
 """An option of `export` that one target takes: its name there, the target, and how it is read."""
 
@@ -167,9 +176,8 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
 def target_options(function: F) -> F:
     """The options of TARGET_OPTIONS."""
     for _, option in reversed(TARGET_OPTIONS.values()):
-        function = click.option(*option.opts, type=option.type, help=option.help, metavar=option.metavar)(
-            function
-        )
+        flag = {"is_flag": True, "default": None} if option.is_flag else {"type": option.type}
+        function = click.option(*option.opts, help=option.help, metavar=option.metavar, **flag)(function)
     return function
 
 
