@@ -57,7 +57,9 @@ class Lowering:
             except Refusal as refusal:
                 where = node.source or node.name
                 self.refused.append(Unsupported(where, node.kind, refusal.reason, refusal.hint))
-                self.signals[node.name] = Signal(node.value.shape, ("refused",), 1)
+                # A source stands in for it, so that what follows is still checked; the plan is thrown away.
+                port = self.plan.add(f"refused.{node.name}", Source(math.prod(node.value.shape)), {}, 1)
+                self.signals[node.name] = Signal(node.value.shape, (port,), 1)
         if self.options.fixed and not self.refused:
             domain = self.graph.inputs[0].value.domain
             inputs = input_range(domain, self.options.input_unit, self.options.input_limit)

@@ -51,7 +51,7 @@ def dynamics(op: Neuron, channels: int, scale: float) -> Dynamics:
     if np.unique(leak).size > MOST_TAUS:
         raise Refusal(
             f"{np.unique(leak).size} distinct tau: each is a population of its own, and {MOST_TAUS} are the limit",
-            "share tau in a layer, or quantise it to a few levels",
+            "stdeploy compress --tau-levels K writes fewer and measures what that changes",
         )
     if np.unique(threshold).size == 1:
         return Dynamics(leak, float(threshold[0]) / scale, None)
