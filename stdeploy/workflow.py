@@ -19,13 +19,12 @@ from stdeploy.exporters.artifact import Artifact
 from stdeploy.graph import Graph
 from stdeploy.graph.execution import Executor
 from stdeploy.graph.file import SUFFIX as GRAPH_SUFFIX
-from stdeploy.graph.file import load_graph, save_graph
+from stdeploy.graph.file import load_graph
 from stdeploy.graph.graph import ParameterError
 from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.weight import Array
 from stdeploy.parity import Report
 from stdeploy.passes.base import PassResult, run_pipeline
-from stdeploy.quantise import Effect, Inputs, TauRecord, batches, channel_weights, measure, quantise_graph
 from stdeploy.verify import compare_all
 
 if TYPE_CHECKING:
@@ -142,22 +141,6 @@ def _refuse_options(path: Path, kind: str, options: SourceOptions, names: Sequen
         raise UserError(f"{path} is a {kind}: it takes no {flags}", hint="leave it out")
 
 
-def quantise_file(
-    path: Path, out: Path, levels: int, data: Callable[[Graph], Inputs]
-) -> tuple[TauRecord, Effect]:
-    """Write a graph file with at most `levels` distinct tau a layer; what it changes on `data` (stdeploy.quantise)."""
-    if out.suffix != GRAPH_SUFFIX:
-        raise UserError(f"{out} does not end in {GRAPH_SUFFIX}, as graph files do", hint="change -o")
-    graph = load_graph(path)
-    given = data(graph)
-    weights = channel_weights(graph, batches(graph, given.inputs) if given.real else ())
-    quantised, record = quantise_graph(graph, levels, weights, weighted=given.real)
-    before, after = Interpreter(graph, np.float32), Interpreter(quantised, np.float32)
-    effect = measure(before, after, graph, given.inputs, given.labels)
-    save_graph(quantised, out)
-    return record, effect
-
-
 def lower(graph: Graph, target: str) -> Lowered:
     """Run the target's passes; UserError where there is no such target."""
     from stdeploy.passes.pipelines import PIPELINES
@@ -201,6 +184,13 @@ def require_output(model: Path, target: str, path: Path, *, any_suffix: bool) ->
     suffix = suffix_of(target)
     if path.suffix != suffix and not any_suffix and marker_of(target) is None:
         raise UserError(f"{path} does not end in {suffix}, as {target} files do", hint="change -o")
+    require_folder(path)
+
+
+def require_folder(path: Path) -> None:
+    """UserError where no file can be at `path`: told before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file", hint="name a file with -o")
     if not path.absolute().parent.is_dir():
         raise UserError(
             f"cannot write {path}: its folder does not exist", hint="choose a writable path with -o"

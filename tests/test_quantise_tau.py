@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stdeploy import workflow
 from stdeploy.checkpoint import load_checkpoint, save_checkpoint
 from stdeploy.cli.app import run
 from stdeploy.compress import compress_checkpoint, quantise_tau, replace_lif
@@ -27,7 +28,7 @@ from stdeploy.graph.weight import Array
 from stdeploy.models import LIF, SLIF, Spikformer, calibrate_batchnorm
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
-from stdeploy.quantise import best_clusters, channel_weights, level_layer, measure, quantise_graph
+from stdeploy.quantise import Inputs, best_clusters, channel_weights, level_layer, measure, quantise_graph
 from stdeploy.runtime.nir_file import NirFile
 from stdeploy.runtime.nir_readers import READERS, NirReader
 from stdeploy.verify import compare
@@ -35,6 +36,7 @@ from tests.graphs import Network, every_layer_fires, random_inputs, spikformer_g
 from tests.test_models import SMALL as TWO_BLOCKS
 
 SMALL = replace(TWO_BLOCKS, depth=1)
+IMAGES = np.random.default_rng(0).normal(size=(9, SMALL.in_channels, *SMALL.image_size)).astype(np.float32)
 
 numbers = st.lists(
     st.tuples(st.floats(0.05, 0.95), st.floats(0.01, 9)), min_size=1, max_size=9, unique_by=lambda p: p[0]
@@ -178,11 +180,16 @@ def test_one_branch_per_level_and_every_reader_spikes_as_the_graph(levels: int, 
         assert sum(la.mismatches for la in report.layers if not la.name.endswith(tied)) <= 2, reader
 
 
-def test_too_many_levels_are_refused_with_the_way_out() -> None:
+def test_too_many_levels_are_refused_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     graph = spikformer_graph(dim=20, heads=(3, 2), per_channel=True)
     refused = check(run_pipeline(graph, PIPELINES["nir"]).graph)
     assert refused and all("--tau-levels 16" in str(item) for item in refused)
     assert check(run_pipeline(quantise_graph(graph, 16)[0], PIPELINES["nir"]).graph) == []
+    save_graph(graph, tmp_path / "net.stg")
+    assert run(["export", str(tmp_path / "net.stg"), "--target", "nir", "--no-verify"]) == 3
+    assert "stdeploy compress --tau-levels 16" in capsys.readouterr().err
 
 
 def test_the_effect_is_what_two_runs_differ_by() -> None:
@@ -292,9 +299,23 @@ def test_any_module_with_a_tau_per_channel_is_quantised_in_place() -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_checkpoint("tuned.pt", per_channel_model(), {"method": "dsp", "sparsity": 0.5})
-    images = np.random.default_rng(0).normal(size=(9, SMALL.in_channels, *SMALL.image_size))
-    np.savez("data.npz", images=images.astype(np.float32), labels=np.arange(9) % SMALL.num_classes)
+    np.savez("data.npz", images=IMAGES, labels=np.arange(9) % SMALL.num_classes)
     return tmp_path
+
+
+def test_every_reader_spikes_as_torch_with_quantised_neurons(folder: Path) -> None:
+    done = compress_checkpoint(
+        "tuned.pt", None, None, "q.pt", tau_levels=3, data=lambda g: Inputs(IMAGES, None, True)
+    )
+    assert done.tau is not None and len(done.tau.changed) == 7
+    source = workflow.open_source(Path("q.pt"))
+    assert every_layer_fires(source.graph, IMAGES)
+    lowered = workflow.lower(source.graph, "nir").graph
+    export(lowered, "q.nir")
+    candidates = [NirReader(Path("q.nir"), reader) for reader in READERS]
+    for report in workflow.check_all(source, lowered, candidates, IMAGES):
+        assert report.reference.startswith("torch") and report.ok, (report.candidate, report.problems)
+        assert report.spike_mismatches <= 2 and report.spikes_compared > 10_000
 
 
 def test_the_command_measures_and_records_in_the_checkpoint_and_the_artefact(
@@ -313,6 +334,8 @@ def test_the_command_measures_and_records_in_the_checkpoint_and_the_artefact(
         tau = loaded.module.get_submodule(name).tau
         assert sorted(set(tau.tolist())) == layer["levels"] and len(layer["levels"]) <= 3
     assert run(["export", "q.pt", "--target", "nir", "-o", "q.nir", "--reader", "stdeploy", "-q"]) == 0
+    assert run(["inspect", "q.pt"]) == 0
+    assert "method=dsp sparsity=0.5  tau of at most 3 levels a layer" in capsys.readouterr().out
     stated = NirFile("q.nir").metadata
     assert stated["compression"] == "dsp" and stated["tau_levels"]["layers"] == said["tau_levels"]["layers"]
 
@@ -340,6 +363,8 @@ def test_a_graph_file_is_quantised_without_its_code(folder: Path, capsys: pytest
         (["net.stg", "--tau-levels", "2", "--neuron", "slif"], "takes --tau-levels only"),
         (["net.stg", "--tau-levels", "2"], "does not end in .stg"),
         (["weights.pt", "--tau-levels", "2"], "not a stdeploy checkpoint"),
+        (["tuned.pt", "--tau-levels", "2", "-o", "no/out.pt"], "its folder does not exist"),
+        (["tuned.pt", "--tau-levels", "2", "-o", "."], "is a folder"),
     ],
 )
 def test_what_does_not_go_together_is_refused_and_nothing_is_written(
@@ -347,7 +372,8 @@ def test_what_does_not_go_together_is_refused_and_nothing_is_written(
 ) -> None:
     save_graph(spikformer_graph(steps=1, image=(2, 8, 8)), "net.stg")
     torch.save({"a": torch.ones(2)}, "weights.pt")
-    assert run(["compress", *arguments, "-o", "out.pt"]) == 2
+    output = [] if "-o" in arguments else ["-o", "out.pt"]
+    assert run(["compress", *arguments, *output]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("out.pt").exists()
 

@@ -95,11 +95,12 @@ def command(
 ) -> None:
     """Prune MODEL with L1P or DSP, give it sLIF neurons, or bring each layer's tau to a few levels."""
     from stdeploy.cli.console import Talk, size_text
-    from stdeploy.workflow import quantise_file, refuse_overwriting
+    from stdeploy.workflow import refuse_overwriting, require_folder
 
     talk = Talk(json_file, verbose, quiet)
     check_options(method, sparsity, neuron, tau_levels, data, samples)
     refuse_overwriting(model_file, output)
+    require_folder(output)
 
     def inputs(graph: Graph) -> Inputs:
         from stdeploy.cli.export import inputs_for
@@ -113,6 +114,8 @@ def command(
     if model_file.suffix == ".stg":
         if method is not None or neuron is not None or tau_levels is None:
             raise click.UsageError("a .stg graph takes --tau-levels only: prune its checkpoint")
+        from stdeploy.quantise import quantise_file
+
         tau, effect = quantise_file(model_file, output, tau_levels, inputs)
     else:
         from stdeploy.compress import compress_checkpoint

@@ -108,6 +108,8 @@ def show(talk: Talk, source: Source, everything: bool) -> None:
     compression = (source.opened.compression if source.opened is not None else None) or {}
     if compression:
         head.append(" ".join(f"{k}={compression[k]}" for k in ("method", "sparsity") if k in compression))
+    if "tau_levels" in graph.metadata:
+        head.append(f"tau of at most {graph.metadata['tau_levels']['levels']} levels a layer")
     talk.result("  ".join(part for part in head if part))
     talk.result(layer_table(summary, everything))
     talk.result(neuron_table(summary.neurons))

@@ -2,6 +2,7 @@
 
 from stdeploy.quantise.clusters import best_clusters
 from stdeploy.quantise.effect import Effect, Inputs, batches, measure
+from stdeploy.quantise.file import quantise_file
 from stdeploy.quantise.tau import TauLayer, TauRecord, channel_weights, level_layer, quantise_graph
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "channel_weights",
     "level_layer",
     "measure",
+    "quantise_file",
     "quantise_graph",
 ]
