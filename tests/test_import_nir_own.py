@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stdeploy.cli.app import run
-from stdeploy.errors import UserError
+from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters.nir import export
 from stdeploy.graph import Graph, GraphBuilder, ops, validate
 from stdeploy.graph.file import save_graph
@@ -24,11 +24,12 @@ from stdeploy.passes.pipelines import PIPELINES
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 ROOT = Path(__file__).resolve().parent.parent
+EVENTS, SLIF = "event frames BT, two blocks", "sLIF, tau per channel"
 NETS: dict[str, dict[str, Any]] = {
     "static image, hard reset": {"steps": 5, "masked": 0.5},
     "one step": {"steps": 1, "neurons": "spikingjelly"},
-    "event frames BT, two blocks": {"steps": 3, "layout": "BT", "depth": 2},
-    "sLIF, tau per channel": {"steps": 4, "layout": "TB", "per_channel": True},
+    EVENTS: {"steps": 3, "layout": "BT", "depth": 2},
+    SLIF: {"steps": 4, "layout": "TB", "per_channel": True},
 }
 
 
@@ -61,23 +62,26 @@ def same_spikes(model: Graph, imported: Graph, batch: int = 3) -> None:
         np.testing.assert_allclose(got.outputs[label], values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_round_trip_keeps_every_spike(net: str, tmp_path: Path) -> None:
-    model = lowered(**NETS[net])
-    first = export(model, tmp_path / "net.nir").metadata
+@pytest.mark.parametrize(
+    ("net", "dialect"),
+    [*((net, "portable") for net in NETS), ("one step", "compact"), (EVENTS, "compact"), (SLIF, "arrays")],
+)
+def test_round_trip_keeps_every_spike(net: str, dialect: str, tmp_path: Path) -> None:
+    model, how = lowered(**NETS[net]), {"dialect": dialect}
+    first = export(model, tmp_path / "net.nir", how).metadata
     imported = import_nir(tmp_path / "net.nir")
     same_spikes(model, imported)
     assert imported.steps == model.steps
     assert imported.metadata["original_source"] == model.metadata["source"]
     # and again: the importer and the exporter lose nothing to each other
-    again = export(run_pipeline(imported, PIPELINES["nir"]).graph, tmp_path / "again.nir").metadata
+    again = export(run_pipeline(imported, PIPELINES["nir"]).graph, tmp_path / "again.nir", how).metadata
     same_spikes(model, import_nir(tmp_path / "again.nir"))
     assert again["stored_weights"] == first["stored_weights"]
     assert again["nodes"] == first["nodes"]
 
 
 def test_branches_come_back_as_one_neuron_with_the_model_s_tau(tmp_path: Path) -> None:
-    model = lowered(**NETS["sLIF, tau per channel"])
+    model = lowered(**NETS[SLIF])
     export(model, tmp_path / "net.nir")
     imported = import_nir(tmp_path / "net.nir")
     with h5py.File(tmp_path / "net.nir") as file:
@@ -88,6 +92,22 @@ def test_branches_come_back_as_one_neuron_with_the_model_s_tau(tmp_path: Path) -
         assert old.tau is not None and new.tau is not None and len(np.unique(new.tau)) > 1
         np.testing.assert_array_equal(new.tau, old.tau)
     assert not [n.name for n in imported if ".tau" in n.name]
+
+
+def test_a_memoryless_layer_needs_a_threshold_node(tmp_path: Path) -> None:
+    """tau = 1 is nir.Threshold exactly, and no portable LIF."""
+    b = GraphBuilder(3)
+    x = b.add(ops.Input((4, 2, 3), ("channel", "y", "x"), "TB"), name="input")
+    x = b.add(ops.Neuron(np.ones(()), np.array(0.25), np.array(-0.5)), (x,), name="unit")
+    b.add(ops.Output("output", "TB"), (x,), name="output")
+    model = validate(b.build())
+    with pytest.raises(UnsupportedError, match="the dialect compact writes a layer of tau = 1"):
+        export(model, tmp_path / "net.nir")
+    export(model, tmp_path / "net.nir", {"dialect": "compact"})
+    drive = np.random.default_rng(2).integers(-2, 5, (3, 2, 4, 2, 3)) / 4
+    want, got = interpret(model, drive), interpret(import_nir(tmp_path / "net.nir"), drive)
+    assert 0.1 < want.spikes["unit"].mean() < 0.9
+    np.testing.assert_array_equal(got.spikes["unit"], want.spikes["unit"])
 
 
 def test_integrate_and_fire_and_undecayed_input(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stdeploy.exporters.nir.dialect import Rules
 from stdeploy.exporters.nir.plan import UNIT_TAU, LifNode, Part, Role, Shape
 from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer
 from stdeploy.graph.graph import Node
@@ -39,7 +40,7 @@ def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
     if not isinstance(op, Neuron):
         raise TypeError(f"{node.name} is no neuron")
     native = writer.rules.native_tau
-    taus, threshold, factor = _parameters(op, signal.shape[0], native)
+    taus, threshold, factor = _parameters(op, signal.shape[0], writer.rules)
     if op.v_threshold.ndim == 0 and (op.v_reset is None or op.v_reset.ndim == 0):
         threshold = threshold[:1]
     if np.unique(threshold).size == 1 and np.unique(factor).size == 1:
@@ -52,7 +53,8 @@ def lower_neuron(writer: Writer, node: Node, signal: Signal) -> Signal:
     if levels.size == 1 or native:
         sources = writer.edges(node.name, signal, gain)
         tau = float(levels[0]) if levels.size == 1 else taus
-        name = writer.plan.add(node.name, LifNode(tau, level, signal.shape), sources)
+        lif = LifNode(tau, level, signal.shape, memoryless=bool(np.all(taus == 1)))
+        name = writer.plan.add(node.name, lif, sources)
         writer.plan.neurons[node.name] = [Part(name)]
         return Signal(signal.shape, {name: 1.0})
     return _branches(writer, node, signal, gain, taus, level)
@@ -79,19 +81,22 @@ def _branches(
     return Signal(signal.shape, {writer.join(f"{node.name}.join", places, signal.shape): 1.0})
 
 
-def _parameters(op: Neuron, channels: int, native: bool) -> tuple[Array, Array, Array]:
+def _parameters(op: Neuron, channels: int, rules: Rules) -> tuple[Array, Array, Array]:
     """tau, v_threshold - v_reset and the input's factor by channel; Refusal where no reader has the dynamics."""
     if op.v_reset is None:
         raise Refusal("soft reset: NIR's neurons reset to a value", "train with a hard reset (v_reset)")
     tau = np.asarray(IF_TAU) if op.tau is None else op.tau
     wide = [np.broadcast_to(a, (channels,)).astype(np.float64) for a in (tau, op.v_threshold, op.v_reset)]
     taus, threshold = wide[0], wide[1] - wide[2]
-    if np.any(taus <= 1):
-        raise Refusal(f"tau = {taus.min():g}: SpikingJelly's reader takes tau above one step only")
+    if np.any(taus <= 1) and not (np.all(taus == 1) and rules.threshold_node == "nir.Threshold"):
+        raise Refusal(
+            f"tau = {taus.min():g}: SpikingJelly's reader takes tau above one step only",
+            "the dialect compact writes a layer of tau = 1 as a nir.Threshold",
+        )
     if np.any(threshold <= 0):
         raise Refusal("v_threshold is not above v_reset, so it fires at rest")
     levels = np.unique(taus).size
-    if levels > MOST_TAUS and not native:
+    if levels > MOST_TAUS and not rules.native_tau:
         raise Refusal(
             f"{levels} distinct tau: readers want one for all neurons of a node, and {MOST_TAUS} branches are"
             " the limit",

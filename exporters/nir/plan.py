@@ -49,7 +49,7 @@ class PoolNode:
 class LifNode:
     """nir.LIF with r = 1, v_leak = v_reset = 0 that fires at h >= threshold; `tau` in steps, one or `[C]`.
 
-    `memoryless`: an auxiliary unit, which a dialect may write as a nir.Threshold.
+    `memoryless`: an auxiliary unit or a layer of tau = 1, which a dialect may write as a nir.Threshold.
     """
 
     tau: float | Array
