@@ -1,4 +1,4 @@
-"""What a NIR file consists of: nodes, neurons by role, synapses, depth, bytes. The content of `stdeploy inspect x.nir`."""
+"""What a NIR file consists of: nodes, neurons by role, synapses, depth, bytes (`stdeploy inspect x.nir`)."""
 
 from __future__ import annotations
 

@@ -210,7 +210,9 @@ def test_integrate_and_fire_integrates_over_dt(tmp_path: Path) -> None:
 
 
 SPACES: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
-    "conv, stride, padding, dilation": (conv2d(4, 2, 3, 2, stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (2, 7, 6), (4, 4, 8)),
+    "conv, stride, padding, dilation": (
+        conv2d(4, 2, 3, 2, stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (2, 7, 6), (4, 4, 8)
+    ),
     "groups": (conv2d(6, 2, 3, 3, groups=2, padding=1, space=(5, 4)), (4, 5, 4), (6, 5, 4)),
     "depthwise": (conv2d(4, 1, 3, 1, groups=4), (4, 5, 4), (4, 3, 4)),
     "same, odd": (conv2d(4, 2, 3, 5, padding="same"), (2, 5, 6), (4, 5, 6)),

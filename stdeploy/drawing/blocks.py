@@ -1,8 +1,9 @@
 """A graph's nodes gathered into the modules that they come from.
 
-A block is a module: `block.0.attn` of `block.0.attn.q_lif`, that is the path to its first number and one more name,
-or the first name where there is no number but at the end. Nodes that only combine values (sums, scales, readouts) and auxiliary
-ones of a lowering join what they read. A block never feeds itself through another: a module that is left and entered again becomes two blocks.
+A block is a module: `block.0.attn` of `block.0.attn.q_lif`, that is the path to its first number and one more
+name, or the first name where there is no number but at the end. Nodes that only combine values (sums, scales,
+readouts) and auxiliary ones of a lowering join what they read. A block never feeds itself through another: a
+module that is left and entered again becomes two blocks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Layer:
 
 @dataclass(eq=False)
 class Block:
-    """`neurons` and `units` (neuron nodes) by role; `layers` of the model; input and output have a `shape` only."""
+    """`neurons`, `units` (neuron nodes) by role; `layers` of the model; input and output have only a `shape`."""
 
     name: str
     layers: list[Layer] = field(default_factory=list)

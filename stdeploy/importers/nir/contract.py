@@ -1,4 +1,4 @@
-"""What stdeploy writes into a NIR file beside the network: time, input, output, and the nodes of each neuron layer."""
+"""What stdeploy writes into a NIR file beside the network: time, input, output, the nodes of each layer."""
 
 from __future__ import annotations
 
