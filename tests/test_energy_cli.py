@@ -162,6 +162,36 @@ def test_shards_merge_to_the_one_run(folder: Path) -> None:
     assert document(folder / "two.json") == document(folder / "one.json")
 
 
+def test_a_baseline_may_be_counts(folder: Path) -> None:
+    common = ("--data", "data.npz", "-q")
+    assert energy("net.stg", *common, "--counts", "net.json") == 0
+    for name in ("net.stg", "net.json"):
+        assert energy("smaller.stg", *common, "--baseline", name, "--json", f"by_{name[4:]}.json") == 0
+    assert document(folder / "by_stg.json") == document(folder / "by_json.json")
+    assert document(folder / "by_stg.json")["baseline"]["samples"] == 7
+
+
+def test_event_frames_with_time_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is the second axis then; T = 1 has one column of rates; counts cost no multiplication."""
+    monkeypatch.chdir(tmp_path)
+    graph = spikformer_graph(steps=1, image=(2, 8, 8), layout="TB", seed=4)
+    frames = random_inputs(graph, 5, 1)
+    assert every_layer_fires(graph, frames)
+    save_graph(graph, tmp_path / "net.stg")
+    np.savez(tmp_path / "data.npz", images=frames)
+    common = ("net.stg", "--data", "data.npz", "-q")
+    assert energy(*common, "--input-class", "count", "--html", "r.html", "--json", "count.json") == 0
+    assert energy(*common, "--json", "real.json", "--counts", "whole.json") == 0
+    for i in (1, 2):
+        assert energy(*common, "--shard", f"{i}/2", "--counts", f"{i}.json", "--batch", "1") == 0
+    assert energy("--merge", "1.json", "--merge", "2.json", "--counts", "both.json", "-q") == 0
+    assert document(tmp_path / "both.json") == document(tmp_path / "whole.json")
+    counted, real = (
+        document(tmp_path / name)["energies"][0]["synaptic"]["mean_j"] for name in ("count.json", "real.json")
+    )
+    assert counted < real
+
+
 def test_other_tools_numbers_and_what_lies_between(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (
         "net.stg",
@@ -279,6 +309,8 @@ def test_without_matplotlib_the_page_is_refused_before_anything_runs(
         (["net.stg", "--data", "data.npz", "--reader", "norse"], "--reader runs an --artefact"),
         (["net.stg", "--data", "data.npz", "--profile", "loihi3"], "no profile 'loihi3'"),
         (["net.stg", "--data", "data.npz", "--profile", "h100-fp16"], "only bounds"),
+        (["net.stg", "--data", "data.npz", "--html", "no/such/r.html"], "its folder does not exist"),
+        (["net.stg", "--data", "data.npz", "--baseline", "gone.json"], "gone.json"),
         (["net.stg", "--data", "data.npz", "--as", "fvcore"], "no view 'fvcore'"),
         (["net.stg", "--data", "data.npz", "--synop-pj", "2"], "price of one chip"),
         (["net.stg", "--data", "data.npz", "--shard", "3/2"], "is not a shard"),

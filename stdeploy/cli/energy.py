@@ -93,7 +93,11 @@ _FILE = click.Path(path_type=Path)
     default="real",
     help="What the input holds: real values (default), or event counts or spikes, which cost no multiplication.",
 )
-@click.option("--baseline", type=_FILE, help="Another checkpoint or graph to compare with, on the same data.")
+@click.option(
+    "--baseline",
+    type=_FILE,
+    help="Another checkpoint or graph to compare with, on the same data, or its --counts.",
+)
 @click.option(
     "--profile",
     "profile_names",
@@ -170,7 +174,7 @@ def command(
 ) -> None:
     """Count MODEL's synaptic operations exactly on data, and price them."""
     from stdeploy.cli.console import Talk
-    from stdeploy.energy.ledger import save_ledger
+    from stdeploy.energy.ledger import load_ledger, save_ledger
     from stdeploy.energy.pictures import require_matplotlib
     from stdeploy.energy.prices import Choices
     from stdeploy.energy.profile import load_profiles
@@ -190,6 +194,8 @@ def command(
     require_views(tools)
     if html_file is not None:
         require_matplotlib()
+    _require_folders(counts, csv_file, markdown_file, latex_file, html_file)
+    earlier = load_ledger(baseline) if baseline is not None and baseline.suffix == ".json" else None
     ledger = _merged(model_file, shards, options) if shards else _counted(talk, model_file, **options)
     if counts is not None:
         save_ledger(ledger, counts)
@@ -197,7 +203,9 @@ def command(
     choices = Choices(graded, static, memory)
     before = None
     if baseline is not None:
-        other = _baseline(talk, baseline, **options)
+        other = earlier or _counted(
+            talk, baseline, **{**options, "artefact": None, "readers": (), "batch": None}
+        )
         before = EnergyReport.of(other, profiles, choices)
     report = EnergyReport.of(ledger, profiles, choices, before)
     _show(talk, report, tools)
@@ -205,6 +213,13 @@ def command(
     title = f"Energy of {model_file.name if model_file else ledger.graph.get('source', 'a network')}"
     _write(talk, report, title, csv_file, markdown_file, latex_file, html_file)
     return None
+
+
+def _require_folders(*files: Path | None) -> None:
+    """UserError, before anything is counted, where a file to write has no folder."""
+    for path in files:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"cannot write {path}: its folder does not exist", hint="choose a writable path")
 
 
 def _merged(model_file: Path | None, shards: tuple[Path, ...], options: dict[str, Any]) -> Ledger:
@@ -268,15 +283,6 @@ def _counted(
         ledger = accounting.count(subject, inputs, batch=size, input_class=input_class, progress=progress)
     talk.phase("count", f"{subject.by}; {total:,} samples", time.perf_counter() - start)
     return ledger
-
-
-def _baseline(talk: Talk, path: Path, **options: Any) -> Ledger:
-    """Counts of the baseline: a .json of --counts, or a model counted on the same samples."""
-    from stdeploy.energy.ledger import load_ledger
-
-    if path.suffix == ".json":
-        return load_ledger(path)
-    return _counted(talk, path, **{**options, "artefact": None, "readers": (), "batch": None})
 
 
 def _show(talk: Talk, report: EnergyReport, tools: tuple[str, ...]) -> None:
