@@ -84,16 +84,13 @@ def take_turns(
     calls: int | Mapping[str, int] = 1,
     *,
     seed: int = 0,
-    done: Callable[[int], None] = lambda _: None,
 ) -> Timeline:
     """Let every player have `rounds` turns of `calls` timed calls, each round in an order shuffled by `seed`.
 
-    One player computes at a time. A player that raises PlayerError drops out and the rest go on. `done` is
-    told the number of finished turns.
+    One player computes at a time. A player that raises PlayerError drops out and the rest go on.
     """
     order = random.Random(seed)
     line = Timeline({name: [] for name in players})
-    finished = 0
     for _ in range(rounds):
         for name in order.sample(list(players), len(players)):
             if name in line.failed:
@@ -104,6 +101,4 @@ def take_turns(
                 line.failed[name] = str(error)
                 continue
             line.turns[name].append(turn)
-            finished += 1
-            done(finished)
     return line

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "stdeploy.cli.export",
     "verify": "stdeploy.cli.verify",
     "energy": "stdeploy.cli.energy",
+    "bench": "stdeploy.cli.bench",
     "doctor": "stdeploy.cli.doctor",
     "targets": "stdeploy.cli.targets",
 }

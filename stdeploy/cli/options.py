@@ -31,6 +31,20 @@ class Shape(click.ParamType[tuple[int, ...]]):
         return tuple(int(p) for p in parts)
 
 
+class Counts(click.ParamType[tuple[int, ...]]):
+    """`1,8` as a tuple of positive integers, each once."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
+            self.fail(f"{value!r} is not a list of positive numbers; write it as 1,8", param, ctx)
+        return tuple(dict.fromkeys(int(p) for p in parts))
+
+
 class NeuronSettings(click.ParamType[dict[str, Any]]):
     """`tau=2.0,v_threshold=1.0,v_reset=none,decay_input=true` as a dictionary."""
 
