@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--seconds", "0.05", "--rounds", "5", "--threads", "1"]
 
 
-def checkpoint(path: Path, seed: int, rate: float = 0.2) -> Spikformer:
+def checkpoint(path: Path, seed: int, rate: float = 0.3) -> Spikformer:
     torch.manual_seed(seed)
-    stem = tuple((width, True) for width in (4, 4, 8, 8))
-    config = SpikformerConfig(1, 8, 16, 2, steps=3, stem=stem, tau=1.7, v_reset=-0.1)
+    stem = ((4, False), (4, True), (8, True), (8, True))
+    config = SpikformerConfig(1, 8, 16, 2, steps=3, stem=stem, tau=1.7, v_reset=-0.1, scale=0.5)
     net = Spikformer(config).eval()
     calibrate_batchnorm(net, torch.randn(4, 3, 32, 32), rate, tries=6)
     save_checkpoint(path, net)
@@ -65,8 +65,7 @@ def document(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def test_model_and_baseline_in_every_quick_candidate(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["--candidate", "torch", "--candidate", "onnx", "--candidate", "openvino"]
-    pytest.importorskip("openvino")
+    names = ["--candidate", "torch", "--candidate", "onnx"]
     found = document(
         "net.pt", "--baseline", "before.pt", "--data", "data.npz", "--batch", "1,3", "--plot", "p.svg", *names
     )
@@ -74,7 +73,7 @@ def test_model_and_baseline_in_every_quick_candidate(capsys: pytest.CaptureFixtu
     assert [(p["threads"], p["batch"]) for p in found["points"]] == [(1, 1), (1, 3)]
     for point in found["points"]:
         rows = {row["candidate"]: row for row in point["candidates"]}
-        assert set(rows) == {f"{b}{n}" for b in ("", "baseline:") for n in ("torch", "onnx", "openvino")}
+        assert set(rows) == {f"{b}{n}" for b in ("", "baseline:") for n in ("torch", "onnx")}
         for row in rows.values():
             assert row["status"] == "ok"
             assert len(row["latency_ms_by_round"]) == row["rounds"] == 5
@@ -87,11 +86,11 @@ def test_model_and_baseline_in_every_quick_candidate(capsys: pytest.CaptureFixtu
             assert row["peak_bytes"] > 1e7 and row["first_call_s"] > 0 and row["load_s"] > 0
         assert rows["onnx"]["agreement"]["argmax_agree"] == rows["onnx"]["agreement"]["rows"] >= 16
         assert rows["torch"]["agreement"] is None, "it is what the others are compared with"
-        assert point["overlapping_turns"] == 0 and len(point["order"]) == 30
+        assert point["overlapping_turns"] == 0 and len(point["order"]) == 20
         # torch's process holds torch; onnxruntime's must not, or its memory would be torch's
         assert rows["onnx"]["peak_bytes"] < 0.7 * rows["torch"]["peak_bytes"]
     assert {(g["candidate"], g["batch"]) for g in found["against_baseline"]} == {
-        (n, b) for n in ("torch", "onnx", "openvino") for b in (1, 3)
+        (n, b) for n in ("torch", "onnx") for b in (1, 3)
     }
     for group in ("model", "baseline"):
         rates = found["firing_rates"][group]
@@ -100,7 +99,7 @@ def test_model_and_baseline_in_every_quick_candidate(capsys: pytest.CaptureFixtu
     assert found["machine"]["packages"]["onnxruntime"] and found["machine"]["date"].endswith("UTC")
     assert "<svg" in Path("p.svg").read_text() and "batch size" in Path("p.svg").read_text()
     text = capsys.readouterr().out
-    assert "compressed / baseline" in text and "CPUExecutionProvider" in text and "CPU f32" in text
+    assert "compressed / baseline" in text and "CPUExecutionProvider" in text
 
 
 def test_torchs_own_export_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,9 +121,10 @@ def test_a_graph_file_and_files_of_others(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_onnx_file_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    found = document("net.onnx", "--candidate", "onnx")
-    (row,) = found["points"][0]["candidates"]
-    assert row["status"] == "ok"
+    pytest.importorskip("openvino")
+    found = document("net.onnx", "--candidate", "onnx", "--candidate", "openvino")
+    assert [row["status"] for row in found["points"][0]["candidates"]] == ["ok", "ok"]
+    assert "CPU f32" in capsys.readouterr().out
     assert len(found["firing_rates"]["model"]["layers"]) > 5
 
 
@@ -205,7 +205,7 @@ def test_candidates_that_cannot_run_here_are_left_out_with_a_note(monkeypatch: p
 
 def test_ctrl_c_leaves_neither_process_nor_folder(folder: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "stdeploy.cli", "bench", "net.pt", "--candidate", "torch", "--seconds", "60"],
+        [sys.executable, "-m", "stdeploy.cli", "bench", "net.stg", "--candidate", "onnx", "--seconds", "60"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
