@@ -7,10 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
+from stdeploy.graph import GraphBuilder
+from stdeploy.graph.interpreter import interpret
+from stdeploy.graph.ops import Input, Output
+from stdeploy.graph.weight import Array
+from stdeploy.trace.aten_views import cut
 from stdeploy.trace.axes import Atom, Layout, LayoutError, align, arrange, length, positions, restore
+from stdeploy.trace.lowering import Call, Lowering, Refusal, Traced
 
 LEAD = ("time", "batch")
 
@@ -119,6 +125,94 @@ def test_any_reshape_is_right_or_refused(
         return
     back = arrange(x.reshape(sizes).numpy(), after, LEAD, 7)
     np.testing.assert_array_equal(back.reshape(first.shape), first.numpy())
+
+
+def viewed(value: Array, layout: Layout, lead: tuple[Atom, Atom]) -> Array:
+    """The torch tensor that `layout` says a value `[T, B, *axes]` is, index by index: what repeats counts nothing."""
+    order = [*lead, *(a for axis in layout.axes for a in axis)]
+    strides = {a: math.prod(b.size for b in order[i + 1 :]) for i, a in enumerate(order)}
+    atoms = [a for d in layout.dims for a in d]
+    index = np.zeros([a.size for a in atoms], dtype=np.int64)
+    for i, atom in enumerate(atoms):
+        shape = [atom.size if j == i else 1 for j in range(len(atoms))]
+        index += strides.get(atom, 0) * np.arange(atom.size).reshape(shape)
+    return value.reshape(-1)[index].reshape(layout.shape)
+
+
+@st.composite
+def cutting_chains(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, Traced, Lowering, set[str]]:
+    """(input, tensor, the same in the graph, and what was done) of views, repeats, expands, chunks and splits."""
+    steps, batch = draw(st.sampled_from([1, 3, 4])), 5
+    axes = tuple(draw(st.lists(st.sampled_from([1, 2, 4, 6, 12]), min_size=1, max_size=3)))
+    lead = Atom(steps, "time"), Atom(batch, "batch")
+    builder = GraphBuilder(steps)
+    names = ("channel", "y", "x")[: len(axes)]
+    name = builder.add(Input(axes, names, "TB"), name="input")
+    ctx = Lowering(builder, {}, steps, {}, *lead)
+    atoms = tuple((Atom(n),) if n > 1 else () for n in axes)
+    traced = Traced(name, Layout(((lead[0],), (lead[1],), *atoms), atoms))
+    first = x = torch.randn(steps, batch, *axes, dtype=torch.float64)
+    done: set[str] = set()
+    kinds = ["permute", "flatten", "unflatten", "unsqueeze", "repeat", "expand", "chunk", "split"]
+    for _ in range(draw(st.integers(1, 7))):
+        kind, layout, rank = draw(st.sampled_from(kinds)), traced.layout, x.ndim
+        if x.numel() > 20000 and kind in ("repeat", "expand"):
+            continue
+        i = draw(st.integers(0, rank - 1))
+        size = x.shape[i]
+        if kind == "permute":
+            order = draw(st.permutations(range(rank)))
+            x, traced = x.permute(order), traced.view(layout.permute(order))
+        elif kind == "flatten" and i >= 2:
+            x, traced = x.flatten(i - 1, i), traced.view(layout.flatten(i - 1, i))
+        elif kind == "unflatten" and size > 1:
+            outer = draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0]))
+            try:
+                seen = layout.unflatten(i, [outer, -1])
+            except LayoutError:
+                continue
+            x, traced = x.unflatten(i, (outer, -1)), traced.view(seen)
+        elif kind == "unsqueeze":
+            x, traced = x.unsqueeze(i), traced.view(layout.unsqueeze(i))
+        elif kind == "repeat":
+            counts = [draw(st.integers(1, 3)) if j == i else 1 for j in range(rank + draw(st.integers(0, 1)))]
+            x, traced = x.repeat(counts), traced.view(layout.repeat(counts))
+        elif kind == "expand" and size == 1:
+            sizes = [3 if j == i else -1 for j in range(rank)]
+            x, traced = x.expand(sizes), traced.view(layout.expand(sizes))
+        elif kind in ("chunk", "split"):
+            width = draw(st.integers(1, size))
+            parts = x.chunk(width, i) if kind == "chunk" else x.split(width, i)
+            at = draw(st.integers(0, len(parts) - 1))
+            begin = sum(p.shape[i] for p in parts[:at])
+            call = Call(None, kind, {}, "net", False)  # type: ignore[arg-type]
+            try:
+                traced = cut(ctx, call, traced, i, begin, begin + parts[at].shape[i])
+            except Refusal:
+                continue  # a part of time or batch, or of an axis that is not contiguous
+            x = parts[at]
+        else:
+            continue
+        done.add(kind)
+    return first, x, traced, ctx, done
+
+
+@settings(max_examples=300, deadline=None)
+@given(cutting_chains())
+def test_repeats_and_parts_are_followed(
+    chain: tuple[torch.Tensor, torch.Tensor, Traced, Lowering, set[str]],
+) -> None:
+    first, x, traced, ctx, _ = chain
+    assert tuple(x.shape) == traced.layout.shape
+    out = ctx.builder.add(Output("output", "TB"), (traced.name,), name="output")
+    value = interpret(ctx.builder.build(), first.numpy()).outputs[out]
+    np.testing.assert_array_equal(viewed(value, traced.layout, (ctx.time, ctx.batch)), x.numpy())
+
+
+@pytest.mark.parametrize("kind", ["repeat", "expand", "chunk", "split", "flatten", "unflatten"])
+def test_the_chains_hold_every_kind(kind: str) -> None:
+    *_, done = find(cutting_chains(), lambda chain: kind in chain[-1])
+    assert kind in done
 
 
 def test_uneven_reshapes_are_refused() -> None:

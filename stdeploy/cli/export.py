@@ -188,9 +188,9 @@ def verify(
     for i, line in enumerate(lines, 1):
         talk.phase("verify", line, seconds if i == len(lines) else None)
     for report in found.reports:
-        if report.mismatches or not report.ok or talk.verbose:
+        if report.mismatches or report.selection_mismatches or not report.ok or talk.verbose:
             talk.result(report.render())
-    for warning in found.reports[0].warnings if found.reports else ():
+    for warning in dict.fromkeys(w for report in found.reports for w in report.warnings):
         talk.log(f"warning: {warning}")
     return found
 
