@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from stdeploy.energy.counting import Counter
+from stdeploy.energy.signals import Signals
 from stdeploy.errors import UnsupportedError
+from stdeploy.graph.interpreter import interpret
 from stdeploy.models.calibration import firing_rates
 from stdeploy.trace import trace
 from tests.families import FAMILIES
@@ -51,6 +54,20 @@ def test_readme_shows_the_table() -> None:
     text = README.read_text(encoding="utf-8")
     shown = text.split("<!-- families -->")[1].split("<!-- /families -->")[0]
     assert shown.strip() == table()
+
+
+@pytest.mark.parametrize("name", ["Spikformer, IAND residuals", "Spikformer, tokens pruned (STATA)"])
+def test_operations_of_derived_spikes_are_counted(name: str) -> None:
+    """Counting takes the graph's own values: a residual that is a NOT, and the tokens that are kept."""
+    family = FAMILIES[name]
+    traced, graph, _ = lowered(family, "onnx")
+    run = interpret(graph, inputs(family))
+    signals = Signals(graph, inputs(family), run.spikes, run.selections)
+    known = [n for n in graph if n.value.domain.maximum is not None]
+    assert len(known) > 20
+    for node in known:
+        assert 0 < signals.units(node.name).max() <= (node.value.domain.maximum or 0), node.name
+    Counter(graph).add(inputs(family), run.spikes, run.selections)
 
 
 def test_the_comparison_can_fail() -> None:

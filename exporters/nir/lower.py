@@ -330,6 +330,8 @@ def _readout(low: Lowering, node: Node, op: ops.Readout, args: list[Signal]) -> 
 
 def _output(low: Lowering, node: Node, op: ops.Output, args: list[Signal]) -> Signal:
     (x,) = args
+    if op.order:
+        raise Refusal("the model returns channels last; NIR yields them first", "permute what it returns")
     sources = low.writer.edges(node.name, x)
     if len(sources) > 1 or sources[0] == INPUT:  # one edge into Output: readers drop the others
         sources = [low.writer.join(f"{node.name}.join", sources, x.shape)]

@@ -261,7 +261,10 @@ def _readout(low: Lowering, node: Node, op: ops.Readout, args: list[Lowered]) ->
 def _output(low: Lowering, node: Node, op: ops.Output, args: list[Lowered]) -> Lowered:
     (x,) = args
     tensor = low.layouts.read(x, "first", node.name)
-    low.outputs[op.label] = by_step(low, tensor, x.value.shape, op.layout, node.name)
+    tensor = by_step(low, tensor, x.value.shape, op.layout, node.name)
+    if op.order:
+        tensor = low.emitter.transpose(tensor, op.permutation(len(op.order)), node.name)
+    low.outputs[op.label] = tensor
     return x
 
 

@@ -71,8 +71,13 @@ def _named_output(low: Lowering, node: Node) -> onnx.ValueInfoProto:
     else:
         em.rename(tensor, op.label)
     return helper.make_tensor_value_info(
-        op.label, TensorProto.FLOAT, _dims(op.layout, low.graph.steps, node.value.shape)
+        op.label, TensorProto.FLOAT, _dims(op.layout, low.graph.steps, _returned_shape(op, node))
     )
+
+
+def _returned_shape(op: Output, node: Node) -> tuple[int, ...]:
+    """The value's shape in the order in which the model returns its axes."""
+    return tuple(node.value.shape[a] for a in op.order) or node.value.shape
 
 
 def _spike_output(low: Lowering, node: Node) -> onnx.ValueInfoProto:
@@ -96,7 +101,7 @@ def metadata(graph: Graph, low: Lowering, op: Input) -> dict[str, Any]:
         "dtype": "float32",
     }
     outputs = {
-        node.op.label: {"layout": node.op.layout, "shape": list(node.value.shape)}
+        node.op.label: {"layout": node.op.layout, "shape": list(_returned_shape(node.op, node))}
         for node in graph.outputs
         if isinstance(node.op, Output)
     }

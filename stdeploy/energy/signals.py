@@ -237,6 +237,17 @@ def _float_of(signals: Signals, node: Node, operands: list[Array]) -> Any:
     return float_for(largest)
 
 
+def _units_of_affine(signals: Signals, node: Node) -> Array:
+    """Spikes that an Affine makes of spikes, as 1 - x does."""
+    op = node.op
+    if not isinstance(op, ops.Affine):
+        raise TypeError(f"{node.name} is not an Affine")
+    x = signals.real(node.inputs[0]).astype(np.float64)
+    trailing = (-1, *([1] * (x.ndim - 3)))
+    y = x * np.reshape(op.scale, trailing) + np.reshape(op.shift, trailing)
+    return np.rint(y / node.value.domain.scale)
+
+
 def _units_of_linear(signals: Signals, node: Node) -> Array:
     op = node.op
     if not isinstance(op, ops.Linear):
@@ -302,6 +313,7 @@ def _units_of_select(signals: Signals, node: Node) -> Array:
 
 
 INTEGER: dict[type[ops.Op], Any] = {
+    ops.Affine: _units_of_affine,
     ops.Constant: _units_of_constant,
     ops.Linear: _units_of_linear,
     ops.MaxPool: _units_of_pool,

@@ -107,14 +107,14 @@ class _Run:
         )
 
     def _stack_output(self, label: str, parts: list[Array]) -> Array:
-        layout = next(
-            n.op.layout
+        op = next(
+            n.op
             for n in self.interpreter.graph.outputs
             if isinstance(n.op, ops.Output) and n.op.label == label
         )
-        if layout == "B":
-            return parts[0]
-        return np.stack(parts, axis=0 if layout == "TB" else 1)
+        if op.layout == "B":
+            return op.returned(parts[0])
+        return op.returned(np.stack(parts, axis=0 if op.layout == "TB" else 1))
 
     def _evaluate(self, time: str, values: dict[str, Array], t: int) -> None:
         graph = self.interpreter.graph

@@ -16,6 +16,7 @@ from stdeploy.graph.rules import (
     check_bias,
     multiplied,
     summed,
+    switched,
     weighed_domain,
     weighed_time,
     window_count,
@@ -129,7 +130,7 @@ class Affine(Op):
         (x,) = inputs
         if self.scale.shape != x.shape[:1] or self.shift.shape != x.shape[:1]:
             raise ValueError(f"scale {self.scale.shape} and shift {self.shift.shape} do not fit {x.shape}")
-        return Value(x.shape, x.axes, x.time)
+        return Value(x.shape, x.axes, x.time, switched(x.domain, self.scale, self.shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -434,17 +435,30 @@ class Readout(Op):
 class Output(Op):
     """The network's output as the user's model returns it: `B` then shape, or per step `TB` / `BT`.
 
-    `label` is the output's public name in artefacts.
+    `label` is the output's public name in artefacts. `order`: the value's axes in the order in which the model
+    returns them (`[B, N, C]` is (1, 0)); empty where that is the value's own.
     """
 
     label: str = "output"
     layout: Literal["B", "BT", "TB"] = "B"
+    order: tuple[int, ...] = ()
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         (x,) = inputs
         if (x.time == "step") != (self.layout != "B"):
             raise ValueError(f"layout {self.layout} does not fit a {x.time} value")
+        if self.order and sorted(self.order) != list(range(len(x.shape))):
+            raise ValueError(f"{self.order} is no order of the axes of {x.shape}")
         return x
+
+    def permutation(self, rank: int) -> tuple[int, ...]:
+        """Axes of a value of `rank` axes behind batch (and time), as the model returns them."""
+        lead = len(self.layout)
+        return (*range(lead), *(lead + a for a in self.order or range(rank)))
+
+    def returned(self, array: Array) -> Array:
+        """An array in the output's layout, whose axes are the value's, as the model returns it."""
+        return array.transpose(self.permutation(array.ndim - len(self.layout)))
 
 
 def _catalogue() -> dict[str, type[Op]]:

@@ -160,11 +160,12 @@ class _Walk:
             op = node.op
             if isinstance(op, ops.Output):
                 values = self.seen[node.name]
-                outputs[op.label] = (
+                found = (
                     Bounded(values[0].x, values[0].bound)
                     if op.layout == "B"
                     else _stack(values, 0 if op.layout == "TB" else 1)
                 )
+                outputs[op.label] = Bounded(op.returned(found.value), op.returned(found.error))
         scores = {n.name: _stack(self.seen[n.name], 0) for n in graph.of(ops.Select)}
         return Drives(neurons, outputs, scores)
 

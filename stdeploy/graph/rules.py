@@ -40,6 +40,15 @@ def weighed_domain(domain: Domain, weight: Weight) -> Domain:
     return count(domain.scale * float(levels[0]), domain.maximum * terms)
 
 
+def switched(domain: Domain, scale: Array, shift: Array) -> Domain:
+    """Domain of scale * x + shift: of spikes it may be spikes again, as 1 - x is (NOT)."""
+    if domain.kind != "spike" or not shift.size:
+        return REAL
+    levels = np.unique(np.concatenate([shift, shift + domain.scale * np.asarray(scale, np.float64)]))
+    fired = levels[levels != 0]
+    return count(float(fired[0]), 1) if fired.size == 1 else REAL
+
+
 def window_count(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
     """Positions of a window along an axis, as PyTorch counts them."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1

@@ -19,10 +19,16 @@ def scaled(ctx: Lowering, call: Call, x: Traced, factor: float) -> Traced:
     return x if factor == 1 else Traced(ctx.add(Scale(float(factor)), [x.name], call, "scale"), x.layout)
 
 
-def _number(value: Any) -> float | None:
-    """The number that an argument is, whatever holds it."""
+def _number(value: Any, x: Traced | None = None) -> float | None:
+    """The number that an argument is, whatever holds it: also a tensor of one number that does not enlarge `x`."""
     if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 else None
+        if value.numel() == 1:
+            return float(value)
+        if x is None or value.numel() == 0 or not bool((value == value.flatten()[0]).all()):
+            return None
+        shape = x.layout.shape
+        same = np.broadcast_shapes(tuple(value.shape), shape) == shape
+        return float(value.flatten()[0]) if same else None
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -54,11 +60,15 @@ def _sum(ctx: Lowering, call: Call, a: Any, b: Any, alpha: float) -> Traced:
     if isinstance(a, Traced) and isinstance(b, Traced):
         return binary(ctx, call, Add(), ctx.tensor(a), scaled(ctx, call, ctx.tensor(b), alpha))
     x, other = _pick(ctx, a, b)
+    number = _number(other, x)
+    if x is b and number is not None and number != 0 and alpha != 1:
+        count = _channels(ctx, x)
+        return _affine(ctx, call, x, np.full(count, alpha), np.full(count, number))
     if x is b:
         x = scaled(ctx, call, x, alpha)
     elif alpha != 1:
         other = other * alpha
-    number = _number(other)
+        number = _number(other, x)
     if number is not None:
         return x if number == 0 else _affine(ctx, call, x, None, np.full(_channels(ctx, x), number))
     return binary(ctx, call, Add(), x, other)
@@ -70,7 +80,7 @@ def mul(ctx: Lowering, call: Call) -> Traced:
     if isinstance(a, Traced) and isinstance(b, Traced):
         return binary(ctx, call, Mul(), ctx.tensor(a), ctx.tensor(b))
     x, other = _pick(ctx, a, b)
-    number = _number(other)
+    number = _number(other, x)
     return scaled(ctx, call, x, number) if number is not None else binary(ctx, call, Mul(), x, other)
 
 
@@ -81,7 +91,7 @@ def div(ctx: Lowering, call: Call) -> Traced:
     x, other = ctx.tensor(call["self"]), call["other"]
     if isinstance(other, Traced):
         raise Refusal("it divides by a value of the network")
-    number = _number(other)
+    number = _number(other, x)
     if number is not None:
         return scaled(ctx, call, x, 1.0 / number)
     return binary(ctx, call, Mul(), x, 1.0 / other)

@@ -40,6 +40,8 @@ def reduce(ctx: Lowering, call: Call) -> Traced:
     keepdim = bool(call.get("keepdim"))
     x = _within_channels(ctx, call, x, gone, mean)
     whole = [k for k, axis in enumerate(x.layout.axes) if axis and set(axis) <= gone]
+    if whole and all(k in whole for k, axis in enumerate(x.layout.axes) if k and axis):
+        whole = sorted({*whole, *(k for k, axis in enumerate(x.layout.axes) if k and not axis)})
     rest = {a for k, axis in enumerate(x.layout.axes) if k not in whole for a in axis}
     if rest & gone:
         raise Refusal("it reduces over a part of an axis")

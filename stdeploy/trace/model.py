@@ -149,7 +149,8 @@ class TracedModel:
             if not isinstance(op, Output):
                 raise TypeError(f"{recorded.name} is not an Output")
             array = leaves[position].detach().cpu().numpy()
-            out[op.label] = np.ascontiguousarray(arrange(array, recorded.layout, _LEAD[op.layout], batch))
+            value = arrange(array, recorded.layout, _LEAD[op.layout], batch)
+            out[op.label] = np.ascontiguousarray(op.returned(value))
         return out
 
 

@@ -230,13 +230,33 @@ class _Translator:
                 raise Refusal("its time dimension has disappeared in views")
             name = self.ctx.builder.add(Readout("last"), (name,), name="readout")
         name, layout = self._squeezed(name, layout, len(lead))
-        atoms = [a for d in layout.dims for a in d if a.role == "axis"]
-        if atoms != [a for axis in layout.axes for a in axis]:
-            raise Refusal(
-                "its dimensions are not in the order channel, then space", "permute it before returning it"
-            )
-        out = self.ctx.builder.add(Output(label, lead), (name,), name=label)  # type: ignore[arg-type]
+        name, layout, order = self._ordered(name, layout, len(lead))
+        out = self.ctx.builder.add(Output(label, lead, order), (name,), name=label)  # type: ignore[arg-type]
         return Recorded(out, layout)
+
+    def _ordered(self, name: str, layout: Layout, lead: int) -> tuple[str, Layout, tuple[int, ...]]:
+        """In which order the model returns the axes; positions become one axis where it returns one dimension."""
+        rest = layout.dims[lead:]
+        if rest == layout.axes:
+            return name, layout, ()
+        every = tuple(a for axis in layout.axes[1:] for a in axis)
+        if every in rest and every not in layout.axes:
+            name = self.ctx.builder.add(Flatten(tokens=True), (name,), name="tokens")
+            layout = Layout(layout.dims, (layout.axes[0], every))
+        left = list(range(len(layout.axes)))
+        order = []
+        for dim in rest:
+            found = [k for k in left if layout.axes[k] == dim]
+            order += found[:1]
+            left = [k for k in left if k not in found[:1]]
+        if len(order) == len(rest) and not left:
+            return name, layout, () if order == sorted(order) else tuple(order)
+        if [a for d in rest for a in d] == [a for axis in layout.axes for a in axis]:
+            return name, layout, ()
+        raise Refusal(
+            "its dimensions are not whole axes of the value: channel, then space",
+            "permute and reshape it to [.., channels, height, width] or [.., tokens, channels]",
+        )
 
     def _squeezed(self, name: str, layout: Layout, lead: int) -> tuple[str, Layout]:
         """Without axes of size 1 that the torch tensor has not, and flat where it is."""

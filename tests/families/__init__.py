@@ -68,6 +68,7 @@ FAMILIES: dict[str, Family] = {
     "Spikformer, event frames, scale 0.25": Family(
         partial(Spikformer, "conv1d", "qk", 0.25, inputs=2), FRAMES, "BT"
     ),
+    "Spikformer, IAND residuals": Family(partial(Spikformer, "conv1d", iand=True)),
     "Spikformer, scores of every step": Family(partial(Spikformer, "linear", output="steps")),
     "Spikformer, scores and features": Family(
         partial(Spikformer, "conv2d", output="tuple"), nir=("one edge into one output",)

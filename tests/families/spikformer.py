@@ -85,10 +85,11 @@ class Spikformer(nn.Module):
         fused: bool = False,
         inputs: int = 3,
         output: str = "mean",
+        iand: bool = False,
     ) -> None:
         super().__init__()
         dim = 12
-        self.output = output
+        self.output, self.iand = output, iand
         self.stem, self.stem_lif = conv(inputs, dim // 2), lif()
         self.stem1, self.stem1_lif = conv(dim // 2, dim), lif()
         self.rpe, self.rpe_lif = conv(dim, dim), lif()
@@ -97,12 +98,16 @@ class Spikformer(nn.Module):
         self.mlp = Mlp(dim, 18)
         self.head = nn.Linear(dim, CLASSES)
 
+    def joined(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual: a sum, or x AND NOT y, which stays a spike."""
+        return x * (1.0 - y) if self.iand else y + x
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = pool(self.stem_lif(self.stem(repeated(x))))
         x = pool(self.stem1_lif(self.stem1(x)))
-        x = self.rpe_lif(self.rpe(x)) + x
-        x = x + self.attn(x)
-        x = x + self.mlp(x)
+        x = self.joined(x, self.rpe_lif(self.rpe(x)))
+        x = self.joined(x, self.attn(x))
+        x = self.joined(x, self.mlp(x))
         scores: Tensor = self.head(x.flatten(3).mean(-1))
         if self.output == "steps":
             return scores
