@@ -60,7 +60,7 @@ def test_readme_shows_the_table() -> None:
 def test_operations_of_derived_spikes_are_counted(name: str) -> None:
     """Counting takes the graph's own values: a residual that is a NOT, and the tokens that are kept."""
     family = FAMILIES[name]
-    traced, graph, _ = lowered(family, "onnx")
+    _, graph, _ = lowered(family, "onnx")
     run = interpret(graph, inputs(family))
     signals = Signals(graph, inputs(family), run.spikes, run.selections)
     known = [n for n in graph if n.value.domain.maximum is not None]

@@ -245,7 +245,7 @@ def _units_of_affine(signals: Signals, node: Node) -> Array:
     x = signals.real(node.inputs[0]).astype(np.float64)
     trailing = (-1, *([1] * (x.ndim - 3)))
     y = x * np.reshape(op.scale, trailing) + np.reshape(op.shift, trailing)
-    return np.rint(y / node.value.domain.scale)
+    return np.asarray(np.rint(y / node.value.domain.scale))
 
 
 def _units_of_linear(signals: Signals, node: Node) -> Array:
