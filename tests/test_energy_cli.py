@@ -13,8 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from stdeploy import workflow
 from stdeploy.cli.app import run
+from stdeploy.energy.counting import count
 from stdeploy.graph.file import save_graph
+from stdeploy.graph.interpreter import interpret
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
@@ -239,12 +242,25 @@ def test_an_onnx_artefact_counts_as_its_model(folder: Path) -> None:
 
 def test_a_nir_artefact_counts_the_network_it_was_made_from(folder: Path) -> None:
     assert run(["export", "net.stg", "--target", "nir", "-o", "net.nir", "--no-verify", "-q"]) == 0
-    arguments = ("--artefact", "net.nir", "--reader", "stdeploy", "--data", "data.npz", "-n", "2")
+    arguments = ("--artefact", "net.nir", "--reader", "stdeploy", "--data", "data.npz", "-n", "3")
     assert energy("net.stg", *arguments, "--json", "file.json", "-q") == 0
+    lowered = workflow.lower(GRAPH, "nir").graph
+    images = np.load("data.npz")["images"][:3]
+    expected = count(lowered, images, interpret(lowered, images).spikes)
+    found = document(folder / "file.json")["counts"]
+    assert {name: m["mean"] for name, m in found.items()} == {
+        name: m.mean for name, m in expected.network.each.items()
+    }
+    assert found["attention.coincidence"]["mean"] > 0
+
+
+def test_a_nir_file_alone_is_counted_with_its_auxiliary_units(folder: Path) -> None:
+    assert run(["export", "net.stg", "--target", "nir", "-o", "net.nir", "--no-verify", "-q"]) == 0
+    assert energy("net.nir", "--data", "data.npz", "-n", "2", "--json", "raw.json", "-q") == 0
     assert energy("net.stg", "--data", "data.npz", "-n", "2", "--json", "model.json", "-q") == 0
-    model, file = document(folder / "model.json"), document(folder / "file.json")
-    for name in ("neuron.spikes", "attention.coincidence"):
-        assert file["counts"][name]["mean"] >= model["counts"][name]["mean"] > 0
+    raw, model = (document(folder / name)["counts"] for name in ("raw.json", "model.json"))
+    assert raw["neuron.spikes"]["mean"] > model["neuron.spikes"]["mean"] > 0
+    assert raw["attention.coincidence"]["mean"] == 0  # attention is spiking units there
 
 
 def test_the_source_graph_can_be_counted_too(folder: Path) -> None:

@@ -23,7 +23,7 @@ from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 PJ = 1e-12
 
 
-def tiny() -> Graph:
+def tiny(last: tuple[float, float] = (5.0, 6.0)) -> Graph:
     """3 real inputs -> Linear with bias and two zero weights -> 2 LIF -> Linear -> sum over 2 steps."""
     builder = GraphBuilder(steps=2)
     x = builder.add(ops.Input((3,), ("channel",)), name="x")
@@ -31,16 +31,16 @@ def tiny() -> Graph:
     h = builder.add(ops.Linear(first, np.array([0.5, -0.5], np.float32)), (x,), name="first")
     lif = ops.Neuron(np.asarray(1.7), np.asarray(1.0), np.asarray(0.0))
     s = builder.add(lif, (h,), name="lif")
-    second = Weight.dense(np.array([[5.0, 6.0]], np.float32))
+    second = Weight.dense(np.array([last], np.float32))
     y = builder.add(ops.Linear(second), (s,), name="second")
     builder.add(ops.Output(), (builder.add(ops.Readout("sum"), (y,), name="read"),), name="out")
     return builder.build()
 
 
-def tiny_ledger() -> Ledger:
+def tiny_ledger(last: tuple[float, float] = (5.0, 6.0)) -> Ledger:
     """One sample (1, 0, 2); of the two neurons one fires at step 1 and both at step 2."""
     spikes = {"lif": np.array([[[1, 0]], [[1, 1]]], np.uint8)}
-    return count(tiny(), np.array([[1.0, 0.0, 2.0]], np.float32), spikes)
+    return count(tiny(last), np.array([[1.0, 0.0, 2.0]], np.float32), spikes)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,30 @@ def test_the_literature_formula_by_hand() -> None:
     found = literature(tiny_ledger())
     assert found.macs == 12 and found.acs == pytest.approx(3)
     assert found.joules(load_profile("45nm-fp32")) / PJ == pytest.approx(12 * 4.6 + 3 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("last", "events"), [((5.0, 6.0), 3), ((5.0, 0.0), 2), ((0.0, 6.0), 1), ((0.0, 0.0), 0)]
+)
+def test_a_pruned_weight_saves_energy_that_the_literature_does_not_see(
+    last: tuple[float, float], events: int
+) -> None:
+    ledger, profile = tiny_ledger(last), load_profile("45nm-fp32")
+    parts = price(ledger, profile).total.parts
+    assert parts["binary"].mean / PJ == pytest.approx(events * 0.9)
+    assert parts["weights"].mean / PJ == pytest.approx((3 + events) * 5)
+    assert literature(ledger) == literature(tiny_ledger())
+
+
+def test_shards_are_priced_as_their_union(network: tuple[Graph, np.ndarray], ledger: Ledger) -> None:
+    graph, inputs = network
+    profile = load_profile("45nm-fp32")
+    parts = [inputs[:2], inputs[2:]]
+    shards = [count(graph, part, interpret(graph, part).spikes) for part in parts]
+    whole = price(ledger, profile).total.total
+    assert shards[1].merge(shards[0]) == ledger
+    energies = [price(shard, profile).total.total.exact * shard.samples for shard in shards]
+    assert sum(energies, Fraction(0)) == whole.exact * 5
 
 
 @pytest.mark.parametrize("name", ["45nm-fp32", "7nm-int8", "loihi1", "spinnaker2-prototype", "truenorth"])

@@ -233,5 +233,5 @@ def data_option(function: F) -> F:
         "--data",
         type=_PATH,
         metavar="NPZ",
-        help="Inputs to verify on: array images (float32, as the model takes them), optionally labels.",
+        help="Inputs to run on: array images (float32, as the model takes them), optionally labels.",
     )(function)

@@ -17,6 +17,7 @@ from stdeploy.energy.comparison import (
 from stdeploy.energy.ledger import LayerCount, Ledger
 from stdeploy.energy.pictures import LABELS, unit_of
 from stdeploy.energy.prices import (
+    MEMORY,
     PARTS,
     Choices,
     Dense,
@@ -150,8 +151,10 @@ class EnergyReport:
         ]
         rows: list[list[Cell]] = []
         for p in self.priced:
+            apart = (*MEMORY, "other") if p.profile.kind == "chip" else ()  # in the operation, or not priced
             values: list[Cell] = [
-                p.total.parts[part].mean if part in p.total.parts else None for part in used
+                p.total.parts[part].mean if part in p.total.parts and part not in apart else None
+                for part in used
             ]
             where = p.memory or ("in the price" if p.profile.scope == "whole chip" else "in the operation")
             rows.append([p.profile.title, *values, where, ", ".join(p.total.unpriced)])
