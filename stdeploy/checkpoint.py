@@ -103,7 +103,10 @@ def load_checkpoint(path: Path | str) -> LoadedModel:
     source = Path(path)
     content = read_container(source)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{source} is not a stdeploy checkpoint", hint="name the model with --model")
+        raise UserError(
+            f"{source} is not a stdeploy checkpoint",
+            hint="stdeploy export with --model and --target graph makes a graph of other models",
+        )
     if content.get("version") != VERSION:
         raise UserError(
             f"{source} has version {content.get('version')}; this stdeploy reads version {VERSION}"

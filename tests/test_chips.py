@@ -48,6 +48,12 @@ def test_populations_add_up_to_what_the_exporter_wrote(how: dict[str, Any], tmp_
     head = np.count_nonzero(graph["head"].op.weight.array())
     assert sum(p.weights for p in populations) == counts["nonzero_weights"] - head
     assert {p.layer for p in populations if p.layer} == {n.name for n in graph.neurons}
+    export(graph, tmp_path / "compact.nir", {"dialect": "compact"})
+    compact = measure_network(read_network(tmp_path / "compact.nir"))
+    same_in_both = ("name", "neurons", "synapses", "fan_in", "fan_out", "destinations")
+    assert [[getattr(p, k) for k in same_in_both] for p in populations] == [
+        [getattr(p, k) for k in same_in_both] for p in compact
+    ]
     by_layer = {p.layer: p for p in populations}
     assert by_layer["block.0.mlp.fc2_lif"].fan_in == by_layer["block.0.mlp.fc1_lif"].neurons // 9
     tokens = 9
@@ -271,8 +277,9 @@ def test_the_command_says_what_exceeds_and_what_is_unknown(
     assert not said["fits"] and said["model"]["synapses"] > 0 and "fan_in" in said["unknown"]
     assert run(["targets", "--chip", "speck2", "net.nir", "--json=file.json"]) == 1
     assert json.loads(Path("file.json").read_text())["populations"] == said["populations"]
-    assert run(["targets", "--chip", "spinnaker2", "net.stg"]) == 0
-    assert "within   every limit that is known" in capsys.readouterr().out
+    assert run(["targets", "--chip", "spinnaker2", "net.stg", "-v"]) == 0
+    text = capsys.readouterr().out
+    assert "head: 50 synapses, 50 nonzero weights" in text and "within   every limit that is known" in text
     assert run(["targets", "--chip", chip_file(folder, neurons_per_core=(1, "neurons")), "net.nir"]) == 0
 
 

@@ -89,6 +89,8 @@ def test_a_channel_without_weight_claims_no_level_and_the_others_keep_theirs() -
     assert layer.distinct == 6 and layer.largest_change == pytest.approx(2.0)
     heavy, _ = level_layer(tau, 1, np.array([1, 1e6, 1, 1, 1, 1]))
     assert heavy[0] == pytest.approx(1.9, rel=1e-4)
+    silent, _ = level_layer(tau, 2, np.zeros(6))  # nothing was driven: all weigh the same
+    np.testing.assert_array_equal(silent, level_layer(tau, 2)[0])
     with pytest.raises(UserError, match="cannot have 0 levels"):
         level_layer(tau, 0)
 

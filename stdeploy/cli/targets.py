@@ -132,6 +132,10 @@ def show_placement(talk: Talk, chip: Chip, placement: Placement) -> None:
             f"{model.neurons:,} neurons in {model.neuron_layers} layers, {model.synapses:,} synapses of "
             f"{len(model.layers)} Linear and Conv",
         )
+        for name, layer in model.layers.items() if talk.verbose else ():
+            talk.result(
+                "          {}: {synapses:,} synapses, {weights:,} nonzero weights".format(name, **layer)
+            )
     talk.phase(
         "placed",
         "as NIR: {neurons:,} neurons in {populations} populations, {synapses:,} synapses, "
