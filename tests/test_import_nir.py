@@ -341,7 +341,7 @@ def plain(tmp_path: Path, **changes: Any) -> Path:
         ({"n0": nir.Affine(dyadic(4, 3), dyadic(2))}, "n0: Linear: bias"),
         ({"output": nir.Output(np.array([9]))}, r"output: Output: its shape is \[9\]"),
         ({"input": nir.Input(np.array([1, 2, 3, 4]))}, "one to three axes"),
-        ({"input": nir.Input(np.array([0]))}, "one to three axes"),
+        ({"input": nir.Input(np.array([0]))}, "input: not a legal Input: shape is out of range"),
         ({"input": nir.Input(np.array([10**6, 10**4, 10**4]))}, "too large"),
         ({"lonely": nir.Scale(dyadic(3))}, "lonely: Scale: nothing feeds it"),
     ],
@@ -383,6 +383,9 @@ def damaged(path: Path, how: str) -> None:
         elif how == "huge":
             del nodes["n1/tau"]
             nodes.create_dataset("n1/tau", shape=(10**7, 10**6), dtype="f4", chunks=(1000, 1000))
+        elif how == "words":
+            del nodes["n1/tau"]
+            nodes["n1/tau"] = np.array(["a"] * 4, dtype=h5py.string_dtype())
         elif how == "one node":
             file["node/type"][()] = "Affine"
         elif how == "endless":
@@ -403,6 +406,7 @@ def damaged(path: Path, how: str) -> None:
         ("unknown type", "n0 is a Attention, which nir .* does not know"),
         ("missing field", "n1: not a legal LIF"),
         ("ragged", "n1: not a legal LIF: All parameters must have the same shape"),
+        ("words", "n1: not a legal LIF: tau holds object, not real numbers"),
         ("wrong edge", "does not have: nowhere"),
         ("huge", "declares .* GiB"),
         ("one node", "holds a single Affine"),
@@ -419,6 +423,32 @@ def test_damaged_files_give_one_clear_error(
     assert run(["export", str(path), "--target", "onnx", "--dt", "1", "--steps", "2"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: ") and path.name in lines[0] and len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stride", 0, "stride is out of range: 0"),
+        ("stride", np.nan, "stride has to be integers"),
+        ("dilation", np.array([1, 0]), "dilation is out of range"),
+        ("padding", -1, "padding is out of range"),
+        ("padding", "half", "padding must be 'same', 'valid', or int"),
+        ("groups", np.array([1, 1]), "groups is one number"),
+        ("groups", 3, "groups 3"),
+        ("input_shape", np.array([2**40, 2]), "input_shape is out of range"),
+        ("input_shape", np.array([4, 4]), "its input_shape is"),
+        ("weight", np.ones((4, 2, 3, 3), np.complex64), "weight holds complex64, not real numbers"),
+    ],
+)
+def test_windows_that_make_no_sense(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    net = network((2, 5, 5), conv2d(4, 2, 3, 3, padding=1), lif(4, 5, 5), output=(4, 5, 5))
+    nir.write(tmp_path / "net.nir", net)
+    with h5py.File(tmp_path / "net.nir", "r+") as file:
+        del file[f"node/nodes/n0/{field}"]
+        file[f"node/nodes/n0/{field}"] = value
+    with pytest.raises(UserError, match=message) as caught:
+        import_nir(tmp_path / "net.nir", dt=DT, steps=2)
+    assert "n0" in str(caught.value)
 
 
 def test_two_inputs_are_refused(tmp_path: Path) -> None:

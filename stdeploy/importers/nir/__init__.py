@@ -42,7 +42,6 @@ def import_nir(
             count = f"{len(refused)} part{'s' if len(refused) > 1 else ''}"
             raise UnsupportedError(f"{count} of {document.path} cannot be expressed in a graph", refused)
         return validate(assemble(document, network, timing))
-    raise AssertionError("unreachable: _named swallows nothing")
 
 
 @contextlib.contextmanager

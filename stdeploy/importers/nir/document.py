@@ -22,6 +22,7 @@ MOST_BYTES = 16 << 30
 """Arrays that a file may declare; HDF5 can declare any size in a few bytes."""
 
 _MOST_NESTED = 16
+_LARGEST = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +40,8 @@ def read_document(path: Path | str) -> Document:
     """Read a NIR file; UserError where it is missing, damaged, no NIR, too new or absurdly large."""
     path = Path(path)
     with _opened(path) as file:
-        version = _version(path, file)
         try:
+            version = _version(path, file)
             root = file["node"]
             declared = _declared(root)
             if declared > MOST_BYTES:
@@ -49,7 +50,7 @@ def read_document(path: Path | str) -> Document:
                 )
             network = _graph(path, root, "")
             return Document(path, network, read_contract(path, file), version, _stored(root, ""))
-        except (KeyError, AttributeError, OSError, RuntimeError, MemoryError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
             raise UserError(
                 f"{path} is not a readable NIR file: {_plain(error)}", hint="is it cut short?"
             ) from error
@@ -137,16 +138,51 @@ def _node(path: Path, group: Any, where: str) -> Any:
     kind = _text(group["type"][()])
     if kind not in nir.ir.__all__:
         raise UserError(f"{path}: {where} is a {kind}, which nir {nir.version} does not know")
-    fields = {key: _value(item) for key, item in group.items() if isinstance(item, h5py.Dataset)}
+    stored = {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
     try:
+        fields = {key: _checked(kind, key, value) for key, value in stored.items()}
         return nir.dict2NIRNode(fields)
     except (AssertionError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: {where}: not a legal {kind}: {_plain(error)}") from error
 
 
-def _value(item: Any) -> Any:
-    value = item[()]
-    return _text(value) if isinstance(value, bytes) else value
+_LEAST = {
+    "stride": 1,
+    "dilation": 1,
+    "kernel_size": 1,
+    "groups": 1,
+    "padding": 0,
+    "shape": 1,
+    "input_shape": 1,
+    "input_type": 1,
+    "start_dim": -_LARGEST,
+    "end_dim": -_LARGEST,
+}
+"""Parameters that are integers, with the least that each may be."""
+
+_SCALARS = {"groups", "start_dim", "end_dim"}
+
+
+def _checked(kind: str, key: str, value: Any) -> Any:
+    """A field as nir takes it; ValueError where it is not the kind of number that its name stands for."""
+    if isinstance(value, bytes):
+        return _text(value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{key} holds {array.dtype}, not real numbers")
+    if key not in _LEAST:
+        return value
+    array = array.astype(np.float64)
+    if array.ndim > 1 or not np.all(np.isfinite(array)) or np.any(array != np.round(array)):
+        raise ValueError(f"{key} has to be integers, not {array.tolist()}")
+    if np.any(array < _LEAST[key]) or np.any(array > _LARGEST):
+        raise ValueError(f"{key} is out of range: {array.tolist()}")
+    whole = array.astype(np.int64)
+    if key in _SCALARS or (kind == "Conv1d" and key == "input_shape"):
+        if array.size != 1:
+            raise ValueError(f"{key} is one number, not {array.tolist()}")
+        return int(whole.reshape(()))
+    return whole
 
 
 def _text(value: Any) -> str:

@@ -194,6 +194,8 @@ def _lif(b: Build, name: str, node: Any, x: str) -> str:
     if np.any(leak != rest):
         # u = v - v_reset is driven by x + v_leak - v_reset and starts at v_leak - v_reset: tau of them at once.
         offset = (leak - rest).astype(np.float64)
+        if offset.size * b.builder.steps > MOST_VALUES:
+            raise ValueError(f"its leak over {b.builder.steps} steps is too large")
         steps = np.stack([offset * tau, *[offset] * (b.builder.steps - 1)])
         constant = b.add(ops.Constant(steps, value.axes, per_step=True), node=name, part="leak")
         x = b.add(ops.Add(), x, constant, node=name, part="drive")
