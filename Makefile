@@ -35,6 +35,7 @@ bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/trace_large.py
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py
+	$(BIN)/python benchmarks/nir_paper_scale.py
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .

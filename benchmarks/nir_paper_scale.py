@@ -5,7 +5,7 @@
 Each net is the dense architecture with BatchNorms calibrated so that every neuron layer fires, pruned by
 `stdeploy.compress` (DSP, p = 90 %). Export is a fresh process: its clock starts before stdeploy is imported
 and stops when the file is written; its memory is the process's peak resident set. Verification is another:
-16 inputs, every step, teacher-forced, one thread. Writes benchmarks/results/nir_paper_scale.json.
+every reader, every step, teacher-forced, one thread. Writes benchmarks/results/nir_paper_scale.json.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "nir_paper_scale.json"
 READERS = ("snntorch", "spikingjelly", "spikingjelly-m", "norse", "stdeploy")
 PACKAGES = ("torch", "numpy", "nir", "nirtorch", "snntorch", "spikingjelly", "norse")
-INPUTS = 16
 
 
 @dataclass(frozen=True)
 class Net:
-    """A row of the paper's tables: preset, rounding of the pruned share, the name's two widths."""
+    """A row of the paper's tables: preset, rounding of the pruned share, the name's two widths.
+
+    `inputs` are verified; `tries` bisections of each BatchNorm's shift, on `calibration` inputs.
+    """
 
     preset: str
     rounding: str
     attention: int
     hidden: int
     classes: int = 10
-    verified: bool = True
+    inputs: int = 16
+    tries: int = 6
+    calibration: int = 2
 
 
 NETS = {
     "4-48-153": Net("spikformer_cifar10", "down", 48, 153),
     "2-16-102": Net("spikformer_cifar10_dvs", "up", 16, 102),
-    "8-48-204": Net("spikformer_imagenet", "up", 48, 204, classes=100, verified=False),
+    "8-48-204": Net("spikformer_imagenet", "up", 48, 204, classes=100, inputs=2, tries=1, calibration=1),
 }
 
 
@@ -68,11 +72,10 @@ def make(name: str, path: Path) -> None:
     if kept != {(net.attention, net.hidden)}:
         raise SystemExit(f"{name}: DSP keeps {kept}")
     apply_masks(model, masks)
-    rates = {}
-    if net.verified:
-        rates = calibrate_batchnorm(model, torch.from_numpy(inputs(config, 2, seed=1)), tries=6)
+    images = torch.from_numpy(inputs(config, net.calibration, seed=1))
+    rates = calibrate_batchnorm(model, images, tries=net.tries)
     save_checkpoint(path, model, record.to_dict())
-    print(json.dumps({"lowest_rate": min(rates.values(), default=0), "neuron_layers": len(rates)}))
+    print(json.dumps({"lowest_rate": min(rates.values()), "neuron_layers": len(rates)}))
 
 
 def inputs(config: Any, count: int, seed: int = 0) -> Any:
@@ -130,7 +133,7 @@ def formula(graph: Any) -> dict[str, int]:
     return total
 
 
-def read(model: Path, path: Path) -> None:
+def read(name: str, model: Path, path: Path) -> None:
     """Load in every reader, and compare with the PyTorch model."""
     import torch
 
@@ -142,20 +145,20 @@ def read(model: Path, path: Path) -> None:
     exported = workflow.lower(source.graph, "nir").graph
     if source.opened is None:
         raise SystemExit(f"{model} is no checkpoint")
-    x = inputs(source.opened.module.config, INPUTS)
+    x = inputs(source.opened.module.config, NETS[name].inputs)
     NirReader(path, "snntorch")  # what the packages load at their first import is not the file's
     readers, seconds = [], {}
-    for name in READERS:
+    for reader in READERS:
         start = time.perf_counter()
-        readers.append(NirReader(path, name))
-        seconds[name] = round(time.perf_counter() - start, 2)
+        readers.append(NirReader(path, reader))
+        seconds[reader] = round(time.perf_counter() - start, 2)
     rows = {}
     reports = workflow.check_all(source, exported, readers, x)
-    for name, report in zip(READERS, reports, strict=True):
+    for reader, report in zip(READERS, reports, strict=True):
         (output,) = report.outputs
-        rows[name] = {
+        rows[reader] = {
             "name": report.candidate,
-            "load_seconds": seconds[name],
+            "load_seconds": seconds[reader],
             "spikes": report.spikes_compared,
             "differ": report.spike_mismatches,
             "unexplained": sum(la.unexplained + la.reference_unexplained for la in report.layers),
@@ -165,16 +168,8 @@ def read(model: Path, path: Path) -> None:
         }
     rates = [layer.firing_rate for layer in reports[0].layers]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        json.dumps(
-            {
-                "readers": rows,
-                "rates": [min(rates), max(rates)],
-                "layers": len(rates),
-                "peak_mib": round(peak),
-            }
-        )
-    )
+    result = {"rates": [min(rates), max(rates)], "layers": len(rates), "peak_mib": round(peak)}
+    print(json.dumps({"inputs": len(x), "readers": rows, **result}))
 
 
 def child(*arguments: str) -> dict[str, Any]:
@@ -195,14 +190,59 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     out = {"made": made, "portable": child("--worker", "export", model, path)}
     compact = str(folder / f"{name}-compact.nir")
     out["compact"] = child("--worker", "export", "--dialect", "compact", model, compact)
-    if NETS[name].verified:
-        out["verified"] = child("--worker", "read", model, path)
+    out["verified"] = child("--worker", "read", "--net", name, model, path)
     return out
+
+
+def table(document: dict[str, Any]) -> str:
+    """The tables of docs/nir.md."""
+    nets = document["nets"]
+    first = [("", *nets)]
+    portable = {name: net["portable"] for name, net in nets.items()}
+    for title, cell in (
+        ("export, fresh process", lambda p: f"{p['seconds']:.1f} s"),
+        ("peak memory", lambda p: f"{p['peak_mib'] / 1024:.1f} GiB"),
+        ("file", lambda p: f"{p['bytes'] / 1e6:.1f} MB"),
+        ("nodes / edges", lambda p: f"{p['nodes']} / {p['edges']}"),
+        ("model neurons", lambda p: f"{p['model_neurons']:,}"),
+        ("pooling neurons", lambda p: f"{p['pooling_neurons']:,}"),
+        ("attention neurons = formula", lambda p: _equal(p, "attention_neurons")),
+        ("pairs of all blocks", lambda p: f"{p['formula']['pairs']:,}"),
+        ("stored (nonzero) weights", lambda p: f"{p['stored_weights']:,} ({p['nonzero_weights']:,})"),
+        ("of these, attention", lambda p: f"{p['formula']['attention_weights']:,}"),
+        ("by the one-hot lowering", lambda p: f"{p['formula']['one_hot_weights']:,}"),
+    ):
+        first.append((title, *(cell(p) for p in portable.values())))
+    first.append(("compact: stored weights", *(f"{n['compact']['stored_weights']:,}" for n in nets.values())))
+    done = {name: net["verified"] for name, net in nets.items()}
+    second = [("reader", *(f"{n}: load, differ, unexplained of {_spikes(v)}" for n, v in done.items()))]
+    for reader in READERS:
+        rows = [v["readers"][reader] for v in done.values()]
+        cells = (f"{r['load_seconds']:.1f} s, {r['differ']}, {r['unexplained']}" for r in rows)
+        second.append((rows[0]["name"], *cells))
+    rates = (f"{100 * v['rates'][0]:.0f} to {100 * v['rates'][1]:.0f} %" for v in done.values())
+    second.append(("firing rates of the layers", *rates))
+    return "\n\n".join(_markdown(rows) for rows in (first, second))
+
+
+def _equal(portable: dict[str, Any], key: str) -> str:
+    counted, formula = portable[key], portable["formula"][key]
+    return f"{counted:,}" if counted == formula else f"{counted:,} is not {formula:,}"
+
+
+def _spikes(verified: dict[str, Any]) -> str:
+    return f"{next(iter(verified['readers'].values()))['spikes']:,} ({verified['inputs']} inputs)"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = [rows[0], ("---", *("--:" for _ in rows[0][1:])), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=NETS, action="append", help="measure these nets, keep the others")
+    parser.add_argument("--table", action="store_true", help="print the tables of the last measurement")
     parser.add_argument("--worker", choices=("make", "export", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--net", help=argparse.SUPPRESS)
     parser.add_argument("--dialect", default="portable", help=argparse.SUPPRESS)
@@ -213,8 +253,10 @@ def main() -> None:
     elif told.worker == "export":
         export(told.paths[0], told.paths[1], told.dialect)
     elif told.worker == "read":
-        read(told.paths[0], told.paths[1])
-    if told.worker:
+        read(told.net, told.paths[0], told.paths[1])
+    if told.table:
+        print(table(json.loads(RESULT.read_text())))
+    if told.worker or told.table:
         return
     nets = json.loads(RESULT.read_text())["nets"] if told.only and RESULT.exists() else {}
     for name in told.only or NETS:
@@ -229,7 +271,6 @@ def main() -> None:
     }
     document = {
         "benchmark": "NIR at the papers' scale",
-        "inputs": INPUTS,
         "machine": machine,
         "nets": {name: nets[name] for name in NETS if name in nets},
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +168,24 @@ def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(graph, tmp_path / f"{name}.nir")
     assert (tmp_path / "a.nir").read_bytes() == (tmp_path / "b.nir").read_bytes()
+
+
+def test_docs_show_what_the_benchmark_measured() -> None:
+    root = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location("scale", root / "benchmarks" / "nir_paper_scale.py")
+    assert spec is not None and spec.loader is not None
+    scale = importlib.util.module_from_spec(spec)
+    sys.modules["scale"] = scale  # dataclasses look their module up
+    spec.loader.exec_module(scale)
+    document = json.loads(scale.RESULT.read_text())
+    text = (root / "docs" / "nir.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- nir_paper_scale -->")[1].split("<!-- /nir_paper_scale -->")[0]
+    assert shown.strip() == scale.table(document)
+    for net in document["nets"].values():
+        made = net["portable"]
+        assert made["seconds"] < 60 and made["peak_mib"] < 4096 and made["bytes"] < 50_000_000
+        assert made["attention_neurons"] == made["formula"]["attention_neurons"]
+        assert made["formula"]["attention_weights"] * 10 < made["formula"]["one_hot_weights"]
+        for reader in net["verified"]["readers"].values():
+            assert reader["ok"] and reader["unexplained"] == 0
+        assert net["verified"]["rates"][0] > 0.01

@@ -182,7 +182,8 @@ class Writer:
     def join(self, name: str, sources: list[str], shape: Shape, role: Role = "model") -> str:
         """One node for a sum: a 1x1 average pool, which stores no weight and changes nothing.
 
-        Readers load a file in time about cubic in its edges, so what many nodes read had better be one.
+        nirtorch loads a file in time that grows with the square of its edges or faster: what many nodes read had better
+        be one.
         """
         pool = PoolNode((1, 1), (1, 1), (0, 0), shape)
         return self.plan.add(name, pool, sources, role)
