@@ -59,7 +59,12 @@ class NirReader:
         require_dialect(self.file, reader)
         self.reader = reader
         self._probe = Probe(self.file)
-        self.name, self._model = _LOAD[reader](self.file, self._probe)
+        try:
+            self.name, self._model = _LOAD[reader](self.file, self._probe)
+        except (ValueError, NotImplementedError) as error:  # what readers raise at nodes that they do not take
+            raise UserError(
+                f"{reader} cannot load {path}: {error}", hint="export with --dialect portable"
+            ) from error
 
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
         """Run a batch given in the file's input layout, from reset membranes, in parts that fit MEMORY_BYTES."""

@@ -101,6 +101,20 @@ def test_a_users_own_dialect_and_time_step(tmp_path: Path) -> None:
         NirReader(tmp_path / "net.nir", "stdeploy")
 
 
+def test_a_dialect_that_claims_too_much_is_found_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader that raises is one error; one that computes something else fails the comparison."""
+    claims = GOOD.replace('"norse"', '"snntorch"')
+    threshold = '[[rules]]\nkey = "threshold_node"\nvalue = "nir.Threshold"\nreason = "as I say"\n'
+    command = ["export", "net.stg", "--target", "nir", "-n", "3", "--dialect"]
+    raising = toml(folder, claims.replace("[[readers]]", threshold + "[[readers]]"))
+    said = run([*command, raising, "-o", "r.nir"], 2, capsys)
+    assert "snntorch cannot load" in said and "Unknown node type" in said
+    ties = toml(folder, claims.replace('"native_tau"\nvalue = true', '"nextafter"\nvalue = false'))
+    assert "spikes of snntorch 1.0.0 are wrong" in run([*command, ties, "-o", "t.nir"], 1, capsys)
+
+
 def test_many_tau_are_one_node_where_arrays_are_taken(tmp_path: Path) -> None:
     from stdeploy.exporters.nir import check
     from tests.conformance.net import Net
