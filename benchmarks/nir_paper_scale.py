@@ -220,7 +220,7 @@ def table(document: dict[str, Any]) -> str:
         rows = [v["readers"][reader] for v in done.values()]
         cells = (f"{r['load_seconds']:.1f} s, {r['differ']}, {r['unexplained']}" for r in rows)
         second.append((rows[0]["name"], *cells))
-    rates = (f"{100 * v['rates'][0]:.0f} to {100 * v['rates'][1]:.0f} %" for v in done.values())
+    rates = (f"{100 * v['rates'][0]:.2g} to {100 * v['rates'][1]:.2g} %" for v in done.values())
     second.append(("firing rates of the layers", *rates))
     return "\n\n".join(_markdown(rows) for rows in (first, second))
 

@@ -61,7 +61,10 @@ class NirReader:
         self._probe = Probe(self.file)
         try:
             self.name, self._model = _LOAD[reader](self.file, self._probe)
-        except (ValueError, NotImplementedError) as error:  # what readers raise at nodes that they do not take
+        except (
+            ValueError,
+            NotImplementedError,
+        ) as error:  # what readers raise at nodes that they do not take
             raise UserError(
                 f"{reader} cannot load {path}: {error}", hint="export with --dialect portable"
             ) from error

@@ -54,7 +54,7 @@ def _repack(source: Any, target: Any, order: list[str]) -> None:
     place = {name: i for i, name in enumerate(order)}
     for name, item in sorted(source.items(), key=lambda pair: place.get(pair[0], -1)):
         if isinstance(item, h5py.Group):
-            _repack(item, target.create_group(name, track_order=True), order)
+            _repack(item, target.create_group(name, track_order=name == "nodes"), order)
             continue
         packed = item.ndim > 0 and item.dtype.kind in "fiu" and item.nbytes > _PAGE_BYTES
         how = {"chunks": item.shape, "compression": "gzip", "shuffle": True} if packed else {}
