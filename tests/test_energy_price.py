@@ -9,8 +9,9 @@ from statistics import stdev
 import numpy as np
 import pytest
 
+from stdeploy import workflow
 from stdeploy.energy.comparison import literature
-from stdeploy.energy.counting import count
+from stdeploy.energy.counting import count, spikes_of
 from stdeploy.energy.ledger import Ledger
 from stdeploy.energy.prices import SYNAPTIC, Choices, bound, dense, dense_macs, price
 from stdeploy.energy.profile import load_profile, load_profiles
@@ -170,6 +171,17 @@ def test_the_spread_is_that_of_the_samples_own_energies(
     assert whole.sd == pytest.approx(stdev(e.mean for e in single))
     assert whole.sd is not None and whole.sd > 0
     assert single[0].ci95 is None
+
+
+def test_multiplications_that_are_charged_as_additions_are_named(
+    network: tuple[Graph, np.ndarray], ledger: Ledger
+) -> None:
+    """The graph as written has BatchNorms; after the passes none is left."""
+    graph, inputs = network
+    assert "BatchNorm" in " ".join(price(ledger, load_profile("45nm-fp32")).total.unpriced)
+    lowered = workflow.lower(graph, "default").graph
+    folded = count(lowered, inputs, spikes_of(lowered, graph, interpret(graph, inputs).spikes))
+    assert price(folded, load_profile("45nm-fp32")).total.unpriced == ()
 
 
 def test_graded_events_cost_more_the_more_they_are_charged_for(ledger: Ledger) -> None:

@@ -103,6 +103,14 @@ def test_one_price_of_neuron_updates_asks_for_the_other() -> None:
         parse("mychip", text, "mychip.toml")
 
 
+def test_a_whole_chips_price_has_no_parts() -> None:
+    text = GOOD.replace("per term", "whole chip")
+    assert parse("mychip", text, "mychip.toml").scope == "whole chip"
+    more = text + '\n[constants.spike]\nvalue = 1\nunit = "pJ"\nincludes = "a spike"\n'
+    with pytest.raises(UserError, match="price parts of a whole chip"):
+        parse("mychip", more, "mychip.toml")
+
+
 def test_constants_that_are_no_tables_are_a_fault() -> None:
     head = GOOD.split("[constants")[0]
     with pytest.raises(UserError, match="constants is not a set of tables"):

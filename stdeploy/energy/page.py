@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 
 from stdeploy.energy.pictures import layer_bars, rate_map
 from stdeploy.energy.report import EnergyReport
@@ -41,8 +42,7 @@ def page(report: EnergyReport, title: str) -> str:
             f"Energy per layer, {first.profile.title}{behind}", layer_bars(report.ledger, first, baseline)
         ),
         "<h2>Who fires when</h2>",
-        _figure("Neurons that fire, in %, by layer and step", rate_map(report.ledger)),
-        _figure("The same for the baseline", rate_map(before.ledger)) if before else "",
+        *_rate_maps(report),
         "<h2>Tables</h2>",
         *(table.html() for table in tables[shown:-1]),
         "<h2>Prices and their sources</h2>",
@@ -55,6 +55,14 @@ def page(report: EnergyReport, title: str) -> str:
         + "\n".join(blocks)
         + "\n</body></html>\n"
     )
+
+
+def _rate_maps(report: EnergyReport) -> Iterator[str]:
+    ledgers = {"Neurons that fire, in %, by layer and step": report.ledger}
+    if report.baseline:
+        ledgers["The same for the baseline"] = report.baseline.ledger
+    for caption, ledger in ledgers.items():
+        yield _figure(caption, rate_map(ledger)) if ledger.of("neuron") else "<p>There are no neurons.</p>"
 
 
 def _facts(report: EnergyReport) -> str:

@@ -200,8 +200,6 @@ def _bars(
 def rate_map(ledger: Ledger, *, page: bool = False) -> str:
     """Firing rate of every neuron layer at every step."""
     neurons = ledger.of("neuron")
-    if not neurons:
-        raise UserError("the network has no neurons", hint="leave out --html")
     rates = [[layer.rate(t) for t in range(layer.rows)] for layer in neurons]
     steps = ledger.steps
     figure, (axis,) = _figure(min(8.6, 3.6 + 0.6 * steps), 1.2 + 0.24 * len(neurons))

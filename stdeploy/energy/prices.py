@@ -176,8 +176,10 @@ class Tariff:
 
     def unpriced(self, ledger: Ledger) -> tuple[str, ...]:
         """What the ledger counts and this profile does not price."""
-        if self.profile.kind == "arithmetic" or self.profile.scope == "whole chip":
+        if self.profile.scope == "whole chip":
             return ()
+        if self.profile.kind == "arithmetic":
+            return _multiplications(ledger)
         prices = self.profile.constants
         found = [] if "neuron_active" in prices else ["neuron updates"]
         found += [] if "spike" in prices else ["spike delivery"]
@@ -232,6 +234,15 @@ class Tariff:
 
 def _has_other(ledger: Ledger) -> bool:
     return any(layer.role == "arithmetic" or layer.constants.get("bias") for layer in ledger.layers)
+
+
+def _multiplications(ledger: Ledger) -> tuple[str, ...]:
+    """Where additions are charged although the graph multiplies real values (scaled integers are a change of unit)."""
+    scaled = [n for n in ledger.of("arithmetic") if n.kind in ("Affine", "Scale") and n.input_class == "real"]
+    products = [*ledger.of("attention"), *ledger.of("product")]
+    found = ["multiplications of unfolded BatchNorms and scales"] if scaled else []
+    real = any(layer.input_class == "real" for layer in products)
+    return (*found, *(["multiplications of real-valued attention operands"] if real else []))
 
 
 def _bill(joint: Any, terms: Mapping[Part, Terms], samples: int, unpriced: tuple[str, ...] = ()) -> Bill:

@@ -283,6 +283,10 @@ def _constants(data: Mapping[str, Any], kind: str, where: str) -> dict[str, Cons
     for name in REQUIRED[kind]:
         if name not in tables:
             raise _fault(where, f"constants.{name}", "is missing", f"a {kind} profile needs it")
+    if data.get("scope") == "whole chip" and len(tables) > 1:
+        raise _fault(
+            where, "constants", "price parts of a whole chip", 'its synop holds them: scope = "per term"?'
+        )
     if ("neuron_active" in tables) != ("neuron_inactive" in tables):
         raise _fault(where, "constants", "price only one kind of neuron update", "give both, or neither")
     out = {}

@@ -109,7 +109,7 @@ class EnergyReport:
                     _half(p.total.total),
                     d.synaptic_j if d else None,
                     d.total_j if d else None,
-                    p.total.total.mean / d.total_j if d else None,
+                    _ratio(p.total.total.mean, d.total_j) if d else None,
                     d.rate if d else None,
                     d.crossover if d else None,
                 ]
@@ -118,6 +118,10 @@ class EnergyReport:
             f"Mean over {self.ledger.samples:,} samples, ± half a 95 % interval; T = {self.ledger.steps}. "
             "Dense: one pass, one MAC a weight. Above the crossover rate spiking costs more."
         )
+        missing = [
+            f"{p.profile.name}: {', '.join(p.total.unpriced)}" for p in self.priced if p.total.unpriced
+        ]
+        note += f" Not priced on {'; on '.join(missing)}." if missing else ""
         return Table(f"Energy per sample, {unit}", columns, rows, note)
 
     def against_baseline(self, baseline: EnergyReport) -> Table:
