@@ -22,7 +22,8 @@ demo: $(BIN)/.ok
 .venv-lava/.ok: requirements/lava.txt
 	$(PY) -m venv .venv-lava
 	.venv-lava/bin/pip install -q --disable-pip-version-check -r requirements/lava.txt
-	.venv-lava/bin/pip install -q --disable-pip-version-check --no-deps --ignore-requires-python lava-nc==0.10.0
+	.venv-lava/bin/pip install -q --disable-pip-version-check --no-deps --ignore-requires-python \
+		lava-nc==0.10.0 lava-dl==0.6.0
 	touch $@
 
 lava: .venv-lava/.ok

@@ -26,7 +26,8 @@ ENTRY_POINT_GROUP = "stdeploy.exporters"
 class Target(Protocol):
     """The two functions of a back end, and the suffix of its files.
 
-    A target that writes a folder has `MARKER`, a file that its folders and no others hold.
+    A target that writes a folder has `MARKER`, a file that its folders and no others hold. One that has an option
+    `format` has `FORMATS`: the suffix of each that is not the default.
     """
 
     SUFFIX: str

@@ -80,18 +80,25 @@ class LavaReference:
         name = process["name"]
         bias = self.file.bias(process)[:, None]
         v = state.get(name, np.zeros_like(drive))
+        leak, threshold = process["leak"], process["threshold"]
         if self.fixed:
-            current = drive << CURRENT_SHIFT
-            current = np.where(current > STATE_LIMIT, current - 2 * STATE_LIMIT, current)
-            current = np.where(current <= -STATE_LIMIT, current + 2 * STATE_LIMIT, current)
-            kept = np.sign(v) * ((np.abs(v) * (4096 - process["leak"])) >> 12)
-            v = np.clip(kept + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
-            fired = v > process["threshold"] << CURRENT_SHIFT
+            state[name], fired = fire_fixed(v, drive, bias, leak, threshold)
         else:
-            v = v * (1 - process["leak"]) + drive + bias
-            fired = v > process["threshold"]
-        state[name] = np.where(fired, 0, v)
+            v = v * (1 - leak) + drive + bias
+            fired = v > threshold
+            state[name] = np.where(fired, 0, v)
         return np.asarray(fired, drive.dtype)
+
+
+def fire_fixed(v: Array, drive: Array, bias: Array, decay: int, threshold: int) -> tuple[Array, Array]:
+    """One step of lava-nc's bit-accurate LIF with a current that is not carried on: the new membrane, and who fired."""
+    current = drive << CURRENT_SHIFT
+    current = np.where(current > STATE_LIMIT, current - 2 * STATE_LIMIT, current)
+    current = np.where(current <= -STATE_LIMIT, current + 2 * STATE_LIMIT, current)
+    kept = np.sign(v) * ((np.abs(v) * (4096 - decay)) >> 12)
+    v = np.clip(kept + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
+    fired = v > threshold << CURRENT_SHIFT
+    return np.where(fired, 0, v), fired
 
 
 def _attention(process: dict[str, Any], gathered: dict[str, Any]) -> Array:

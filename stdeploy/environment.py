@@ -28,12 +28,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """One target; `problem` None: it loads."""
+    """One target; `problem` None: it loads. `other_suffixes`: of further file formats that it writes."""
 
     name: str
     module: str
     suffix: str
     problem: str | None
+    other_suffixes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,7 +130,9 @@ def target_states() -> list[TargetState]:
     out = []
     for name, module in sorted(targets().items()):
         try:
-            out.append(TargetState(name, module, load_target(name).SUFFIX, None))
+            target = load_target(name)
+            others = tuple(getattr(target, "FORMATS", {}).values())
+            out.append(TargetState(name, module, target.SUFFIX, None, others))
         except (ImportError, AttributeError, UserError) as error:
             out.append(TargetState(name, module, "", f"{type(error).__name__}: {error}"))
     return out

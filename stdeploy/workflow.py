@@ -176,13 +176,15 @@ def refuse_overwriting(source: Path, path: Path) -> None:
         raise UserError(f"{path} is the model itself", hint="choose another file with -o")
 
 
-def require_output(model: Path, target: str, path: Path, *, any_suffix: bool) -> None:
+def require_output(
+    model: Path, target: str, path: Path, options: Mapping[str, Any] | None = None, *, any_suffix: bool
+) -> None:
     """UserError where `path` is the model, has no folder, or a suffix by which nothing could read it back."""
     if not model.is_file():
         raise UserError(f"{model} is a folder" if model.is_dir() else f"{model} does not exist")
     refuse_overwriting(model, path)
-    suffix = suffix_of(target)
-    if path.suffix != suffix and not any_suffix and marker_of(target) is None:
+    suffix = suffix_of(target, options)
+    if suffix.startswith(".") and path.suffix != suffix and not any_suffix:
         raise UserError(f"{path} does not end in {suffix}, as {target} files do", hint="change -o")
     require_folder(path)
 
@@ -197,9 +199,13 @@ def require_folder(path: Path) -> None:
         )
 
 
-def suffix_of(target: str) -> str:
-    """The suffix of a target's files."""
-    return GRAPH_SUFFIX if target == "graph" else load_target(target).SUFFIX
+def suffix_of(target: str, options: Mapping[str, Any] | None = None) -> str:
+    """The suffix of a target's files; the ending of a folder's name has no dot, and is a default only."""
+    if target == "graph":
+        return GRAPH_SUFFIX
+    found = load_target(target)
+    formats: Mapping[str, str] = getattr(found, "FORMATS", {})
+    return formats.get((options or {}).get("format", ""), found.SUFFIX)
 
 
 def marker_of(target: str) -> str | None:
@@ -221,7 +227,8 @@ def target_of(artefact: Path) -> str:
         return _target_of_folder(artefact)
     if artefact.suffix == GRAPH_SUFFIX:
         return "graph"
-    known = {state.suffix: state.name for state in target_states() if state.problem is None}
+    able = [state for state in target_states() if state.problem is None]
+    known = {suffix: state.name for state in able for suffix in (state.suffix, *state.other_suffixes)}
     if artefact.suffix not in known:
         listed = ", ".join(sorted(known))
         raise UserError(
@@ -243,9 +250,15 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
 
     `readers` picks some by name instead. Raises UserError where the file is missing or a reader is not there.
     """
-    target = target_of(artefact)
+    target = runs_as(artefact)
     require_readers(target, readers)
     return [_executor(artefact, target, name) for name in readers or _readers_of(artefact, target)]
+
+
+def runs_as(artefact: Path) -> str:
+    """The key of READERS for an artefact: its target, or the file format that it is in."""
+    target = target_of(artefact)
+    return "netx" if target == "lava" and artefact.is_file() else target
 
 
 def _readers_of(artefact: Path, target: str) -> list[str]:
@@ -269,6 +282,8 @@ def require_readers(
         raise UserError(
             "onnxruntime is not installed", hint='pip install "stdeploy[cpu]", or export with --no-verify'
         )
+    if target == "lava" and (options or {}).get("format") == "netx":
+        target = "netx"
     if target == "lava":
         from stdeploy.runtime.lava_process import lava_python, lava_version
 
@@ -300,6 +315,7 @@ READERS: dict[str, dict[str, str | None]] = {
         "stdeploy": None,
     },
     "lava": {"lava": None},
+    "netx": {"stdeploy": None},
 }
 """Readers by target. Those with a package run by default where it is installed."""
 
@@ -315,7 +331,7 @@ def default_readers(target: str) -> list[str]:
 
 def spiking_executor(artefact: Path, readers: Sequence[str] = ()) -> Executor:
     """One executor of an artefact that reports the spikes of its own run; UserError as `executors`."""
-    target = target_of(artefact)
+    target = runs_as(artefact)
     require_readers(target, readers)
     if len(readers) > 1:
         raise UserError("spikes are counted of one reader", hint="name one with --reader")
@@ -328,8 +344,13 @@ def _executor(artefact: Path, target: str, reader: str, spikes: bool = False) ->
     if target == "lava":
         from stdeploy.runtime.lava_process import LavaExecutor
 
-        simulation: Executor = LavaExecutor(artefact, spikes=False)
+        simulation: Executor = LavaExecutor(artefact, spikes=spikes)
         return simulation
+    if target == "netx":
+        from stdeploy.runtime.netx_reference import NetxReference
+
+        reference: Executor = NetxReference(artefact)
+        return reference
     if target == "nir":
         from stdeploy.runtime.nir_readers import NirReader
 

@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 from stdeploy.errors import UserError
 
-ATTENTION = ("auto", "process", "units")
+ATTENTION, FORMATS = ("auto", "process", "units"), ("processes", "netx")
 
 
 @dataclass(frozen=True)
 class Options:
     """`attention`: one custom process per product, stock units, or units where they stay within `max_units`.
 
-    `fixed`: Lava's fixed-point rules; a real input then is round(x / input_unit), clipped to +-input_limit.
+    `format`: a folder of core processes, or lava-dl's netx file. `fixed`: Lava's fixed-point rules; a real input then is round(x / input_unit), clipped to +-input_limit.
     """
 
     attention: Literal["auto", "process", "units"] = "auto"
+    format: Literal["processes", "netx"] = "processes"
     max_units: int = 20_000
     max_synapses: int = 100_000_000
     fixed: bool = False
@@ -35,8 +36,12 @@ class Options:
             raise UserError(
                 f"the Lava target has no option {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
             )
-        if given.get("attention", "auto") not in ATTENTION:
-            raise UserError(f"attention is {given['attention']!r}", hint=f"one of {', '.join(ATTENTION)}")
+        for name, choices in (("attention", ATTENTION), ("format", FORMATS)):
+            if given.get(name, choices[0]) not in choices:
+                raise UserError(f"{name} is {given[name]!r}", hint=f"one of {', '.join(choices)}")
+        if given.get("format") == "netx" and set(given) - {"format"}:
+            others = ", ".join(sorted(set(given) - {"format"}))
+            raise UserError(f"{others} has no meaning in a netx file", hint="leave it out")
         if not isinstance(given.get("fixed", False), bool):
             raise UserError(f"fixed is true or false, not {given['fixed']!r}")
         unit = given.get("input_unit", 1.0)

@@ -80,8 +80,8 @@ def command(
 
     talk = Talk(json_file, verbose, quiet)
     wanted = chosen_for(target, options)
-    path = output or Path(model_file.stem + workflow.suffix_of(target))
-    workflow.require_output(model_file, target, path, any_suffix=no_verify and target != "graph")
+    path = output or Path(model_file.stem + workflow.suffix_of(target, wanted))
+    workflow.require_output(model_file, target, path, wanted, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
         workflow.require_readers(target, readers, wanted)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))

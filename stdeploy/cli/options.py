@@ -174,6 +174,14 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
             help="lava: each attention as one custom process, or of stock units (small nets).",
         ),
     ),
+    "format": (
+        "lava",
+        click.Option(
+            ["--format"],
+            type=click.Choice(["processes", "netx"]),
+            help="lava: a folder of core processes, or lava-dl's netx file (sequential nets only).",
+        ),
+    ),
     "fixed": (
         "lava",
         click.Option(

@@ -56,7 +56,7 @@ def command(
 
     talk = Talk(json_file, verbose, quiet)
     # a wrong file or reader is refused before the model is traced
-    workflow.require_readers(workflow.target_of(artefact), readers)
+    workflow.require_readers(workflow.runs_as(artefact), readers)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     exported = workflow.exported_graph(source, artefact)
     chosen = export.inputs_for(talk, source.graph, data, samples)
