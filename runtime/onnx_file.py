@@ -72,6 +72,9 @@ class OnnxFile:
             raise UserError(
                 f"{self.path}: its metadata is damaged ({error})", hint="export it again"
             ) from error
+        self.approximate = self.metadata.get("approximate", "")
+        """What makes the file differ from its network by more than float32 rounding; empty: nothing."""
+        self.real = TensorProto.FLOAT16 if "fp16" in self.approximate else TensorProto.FLOAT
         self.shapes = {name: layer.shape for name, layer in self.layers.items()}
 
     def _json(self, key: str, default: Any) -> Any:
@@ -129,7 +132,7 @@ class OnnxFile:
 
     def _observed(self) -> dict[str, tuple[str, int, tuple[int | None, ...]]]:
         """Tensor, element type and shape of every layer's spikes and every selection's positions."""
-        spikes = {n: (x.tensor, TensorProto.FLOAT, (None, *x.dims)) for n, x in self.layers.items()}
+        spikes = {n: (x.tensor, self.real, (None, *x.dims)) for n, x in self.layers.items()}
         kept = {n: (x.tensor, TensorProto.INT64, (None, 1, x.count)) for n, x in self.selections.items()}
         return {**spikes, **kept}
 
@@ -149,8 +152,8 @@ class OnnxFile:
         return np.ascontiguousarray(np.moveaxis(rows, -1, 2).astype(np.uint8))
 
     def from_graph(self, name: str, spikes: Array, batch: int) -> Array:
-        """Forced spikes [T, B, *shape] as the float32 tensor the file wants; UserError on a wrong shape."""
-        layer, array = self.layers[name], np.asarray(spikes, dtype=np.float32)
+        """Forced spikes [T, B, *shape] as the real tensor the file wants; UserError on a wrong shape."""
+        layer, array = self.layers[name], np.asarray(spikes)
         wanted = (self.steps, batch, *layer.shape)
         if array.shape != wanted:
             raise UserError(f"forced spikes of {name} have shape {array.shape}, the neuron {wanted}")
@@ -159,7 +162,9 @@ class OnnxFile:
         if layer.form == "heads":
             heads, positions, size = layer.dims
             array = array.reshape(-1, positions, heads, size).swapaxes(1, 2)
-        return np.ascontiguousarray(array).reshape(-1, *layer.dims)
+        return np.ascontiguousarray(array, helper.tensor_dtype_to_np_dtype(self.real)).reshape(
+            -1, *layer.dims
+        )
 
     def forced_feeds(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:
         """Extra inputs of the rewritten model, by tensor name."""

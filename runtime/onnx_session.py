@@ -22,7 +22,8 @@ class _Executor:
     def __init__(self, path: Path | str, options: SessionOptions, *, spikes: bool) -> None:
         self.file = OnnxFile(path)
         self.options = options
-        self.spikes = spikes and bool(self.file.layers or self.file.selections)
+        shown = spikes or bool(self.file.approximate)  # its effect on them is all there is to measure
+        self.spikes = shown and bool(self.file.layers or self.file.selections)
         plain = self._load(None)
         self.name = plain.name
         self._sessions: dict[frozenset[str] | None, OrtSession | OpenVinoSession] = {None: plain}

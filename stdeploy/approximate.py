@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from stdeploy.graph.graph import Graph
 from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.weight import Array
 from stdeploy.quantise import Effect, batches, measure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Approximation:
         """What the command line prints: what agrees with what, and the effect."""
         agree = f"{self.executor} = {self.reference}: {self.spikes_equal:,} spikes equal bit for bit\n"
         return f"{agree if self.reference else ''}approximate ({self.how}): {self.effect.summary()}"
+
+    def render(self) -> RenderableType:
+        """A row per neuron layer: spikes that change in a free run, and given the exact network's own input."""
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("neuron layer")
+        for title in ("spikes", "change", "change on exact input", "rate before", "after"):
+            table.add_column(title, justify="right")
+        for name, layer in self.effect.layers.items():
+            counts = (f"{n:,}" for n in (layer.spikes, layer.changed, layer.changed_alone))
+            table.add_row(name, *counts, f"{layer.rate_before:.3f}", f"{layer.rate_after:.3f}")
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "effect": self.effect.to_dict()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,24 @@ def _onnx(path: Path) -> dict[str, Any]:
         "outputs": ", ".join(_tensor(v) for v in graph.output),
         "nodes": len(graph.node),
         "operators": _counts(n.op_type for n in graph.node),
+        "weights": _stored(graph),
         **{f"meta {p.key}": _short(p.value) for p in model.metadata_props},
     }
+
+
+def _stored(graph: Any) -> str:
+    """Initialisers by element type with their elements; sparse ones with their nonzeros."""
+    import onnx
+
+    elements: Counter[str] = Counter()
+    for tensor in graph.initializer:
+        elements[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
+    text = [f"{kind} {number:,}" for kind, number in elements.most_common()]
+    if graph.sparse_initializer:
+        nonzero = sum(math.prod(tensor.values.dims) for tensor in graph.sparse_initializer)
+        total = sum(math.prod(tensor.dims) for tensor in graph.sparse_initializer)
+        text.append(f"sparse {nonzero:,} of {total:,} in {len(graph.sparse_initializer)}")
+    return ", ".join(text)
 
 
 def _tensor(info: Any) -> str:

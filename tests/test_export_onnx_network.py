@@ -156,7 +156,8 @@ def test_a_refusal_lists_every_offender(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"opset": 16}, {"opset": "17"}, {"opset": True}, {"spikes": 1}, {"sparse": True}]
+    "options",
+    [{"opset": 16}, {"opset": "17"}, {"opset": True}, {"spikes": 1}, {"sparse": 1}, {"layout": "x"}],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     graph = spikformer_graph(steps=1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from stdeploy.errors import Unsupported, UserError
+from stdeploy.exporters.onnx.int8 import overflows
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.value import REAL
 from stdeploy.graph.weight import Array, Weight
 
 OPSETS = range(17, 22)
@@ -18,31 +20,64 @@ OPSETS = range(17, 22)
 
 @dataclass(frozen=True)
 class Options:
-    """`opset`: standard operator set, 17 to 21. `spikes`: also output every neuron layer's spikes."""
+    """How the file is to be written.
+
+    `opset`: standard operator set, 17 to 21. `spikes`: also output every neuron layer's spikes. `sparse`:
+    weights as sparse initialisers where that is smaller. `precision`: fp32, or fp16 for every tensor.
+    `weights`: fp32, or int8 (per output channel, symmetric) for products of spikes. fp16 and int8 are
+    approximate.
+    """
 
     opset: int = 17
     spikes: bool = False
+    sparse: bool = False
+    precision: str = "fp32"
+    weights: str = "fp32"
+
+    @property
+    def approximate(self) -> str:
+        """What makes the file differ from the network, for its metadata; empty where nothing does."""
+        found = [
+            text
+            for on, text in ((self.precision == "fp16", "fp16"), (self.weights == "int8", "int8 weights"))
+            if on
+        ]
+        return ", ".join(found)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
-        """UserError where an option is unknown or has a value that it cannot have."""
+        """UserError where an option is unknown, has a value that it cannot have, or does not go with another."""
         given = dict(options or {})
-        unknown = sorted(set(given) - {"opset", "spikes"})
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
         if unknown:
             raise UserError(
-                f"the ONNX target has no option {', '.join(unknown)}", hint="known: opset, spikes"
+                f"the ONNX target has no option {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
             )
-        opset, spikes = given.get("opset", cls.opset), given.get("spikes", cls.spikes)
+        opset = given.get("opset", cls.opset)
         if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
             raise UserError(f"opset {opset!r} is not supported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}")
-        if not isinstance(spikes, bool):
-            raise UserError(f"spikes is true or false, not {spikes!r}")
-        return cls(opset, spikes)
+        for name in ("spikes", "sparse"):
+            if not isinstance(given.get(name, False), bool):
+                raise UserError(f"{name} is true or false, not {given[name]!r}")
+        for name, choices in (("precision", ("fp32", "fp16")), ("weights", ("fp32", "int8"))):
+            if given.get(name, "fp32") not in choices:
+                raise UserError(
+                    f"{name} {given[name]!r} is not supported", hint=f"known: {', '.join(choices)}"
+                )
+        parsed = cls(**given)
+        if parsed.weights == "int8" and (parsed.sparse or parsed.precision == "fp16"):
+            other = "sparse" if parsed.sparse else "fp16"
+            raise UserError(
+                f"int8 weights and {other} do not go together",
+                hint="an index of a sparse weight takes 8 bytes" if parsed.sparse else "choose one of them",
+            )
+        return parsed
 
 
-def offenders(graph: Graph, known: frozenset[type[ops.Op]]) -> list[Unsupported]:
+def offenders(graph: Graph, known: frozenset[type[ops.Op]], options: Options) -> list[Unsupported]:
     """Everything in `graph` that cannot be written, all at once."""
-    found = [item for node in graph for item in _node(node, known)]
+    found = [item for node in graph for item in _node(graph, node, known, options)]
     if len(graph.inputs) != 1:
         reason = f"the graph has {len(graph.inputs)} inputs; the target takes one"
         found.append(Unsupported("", "Input", reason))
@@ -59,18 +94,27 @@ def _where(node: Node) -> str:
     return node.source or node.name
 
 
-def _node(node: Node, known: frozenset[type[ops.Op]]) -> Iterator[Unsupported]:
+def _node(
+    graph: Graph, node: Node, known: frozenset[type[ops.Op]], options: Options
+) -> Iterator[Unsupported]:
     if type(node.op) not in known:
         yield Unsupported(_where(node), node.kind, "no ONNX lowering for this operator")
         return
     if 0 in node.value.shape:
         yield Unsupported(_where(node), node.kind, f"nothing is left of it (shape {node.value.shape})")
+    number = np.float16 if options.precision == "fp16" else np.float32
     for label, array in _arrays(node.op):
         with np.errstate(over="ignore"):
-            finite = np.all(np.isfinite(array.astype(np.float32)))
+            finite = np.all(np.isfinite(array.astype(number)))
         if not finite:
-            reason = f"its {label} has values that float32 cannot hold (infinite, or not a number)"
+            reason = f"its {label} has values that {number.__name__} cannot hold (infinite, or not a number)"
             yield Unsupported(_where(node), node.kind, reason, "check the checkpoint")
+    if options.weights == "int8" and overflows(
+        node, graph[node.inputs[0]].value.domain if node.inputs else REAL
+    ):
+        yield Unsupported(_where(node), node.kind, "its sums of int8 products could overflow int32")
+    if options.precision == "fp16" and isinstance(node.op, ops.Select):
+        yield Unsupported(_where(node), node.kind, "float16 scores are too coarse to rank tokens by")
     if isinstance(node.op, ops.Neuron) and node.op.tau is not None and np.any(node.op.tau <= 0):
         yield Unsupported(_where(node), node.kind, "tau is not positive")
 

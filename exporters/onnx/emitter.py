@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from stdeploy.graph.weight import Array
 
@@ -15,10 +15,17 @@ _SHARED_BYTES = 4096
 
 
 class Emitter:
-    """Builds one ONNX graph in execution order; `opset` is the standard operator set it targets."""
+    """Builds one ONNX graph in execution order; `opset` is the standard operator set it targets.
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    Real numbers are float16 with `half`, else float32; with `sparse`, weights are stored as sparse
+    initialisers where that takes fewer bytes.
+    """
+
+    def __init__(self, opset: int, *, half: bool = False, sparse: bool = False) -> None:
+        self.opset, self.sparse = opset, sparse
+        self.real = np.dtype(np.float16 if half else np.float32)
+        self.real_type = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        self.sparse_initializers: dict[str, onnx.SparseTensorProto] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -68,8 +75,23 @@ class Emitter:
         return self.array(np.asarray(values, dtype=np.int64), "dims." + "_".join(str(v) for v in values))
 
     def constant(self, values: Array, name: str) -> str:
-        """A float32 initialiser (cast here, once); small equal ones are stored once."""
-        return self.array(np.ascontiguousarray(values, dtype=np.float32), name)
+        """A real initialiser (cast here, once); small equal ones are stored once."""
+        return self.array(np.ascontiguousarray(values, dtype=self.real), name)
+
+    def weight(self, values: Array, name: str) -> str:
+        """A weight; sparse where the file is to be and (8 + itemsize) bytes a nonzero are fewer.
+
+        Coordinates are positions in the flattened tensor, ascending (ONNX IR, SparseTensorProto).
+        """
+        places = np.flatnonzero(values)
+        width = self.real.itemsize
+        if not self.sparse or (8 + width) * len(places) >= width * values.size or not len(places):
+            return self.constant(values, name)
+        name = self.fresh(name)
+        kept = numpy_helper.from_array(values.ravel()[places].astype(self.real), name)
+        where = numpy_helper.from_array(places.astype(np.int64), f"{name}.places")
+        self.sparse_initializers[name] = helper.make_sparse_tensor(kept, where, list(values.shape))
+        return name
 
     def array(self, values: Array, name: str) -> str:
         small = values.nbytes <= _SHARED_BYTES

@@ -8,10 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from stdeploy.exporters.onnx.attention import emit_matmul
+from stdeploy.exporters.onnx.check import Options
 from stdeploy.exporters.onnx.elementwise import emit_affine, emit_binary, emit_scale
 from stdeploy.exporters.onnx.emitter import Emitter
+from stdeploy.exporters.onnx.int8 import Int8, takes
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
 from stdeploy.exporters.onnx.neuron import Stepper, emit_neuron, to_float, to_heads
 from stdeploy.exporters.onnx.plan import Group, plan
@@ -25,10 +28,12 @@ from stdeploy.graph.weight import Array
 class Lowering:
     """Emits the nodes of one graph in order; `values` holds what has been lowered, by node name."""
 
-    def __init__(self, graph: Graph, opset: int) -> None:
+    def __init__(self, graph: Graph, options: Options) -> None:
         self.graph = graph
-        self.emitter = Emitter(opset)
+        self.options = options
+        self.emitter = Emitter(options.opset, half=options.precision == "fp16", sparse=options.sparse)
         self.layouts = Layouts(self.emitter, graph.steps)
+        self.int8 = Int8(self.layouts)
         self.plan = plan(graph)
         self.values: dict[str, Lowered] = {}
         self.outputs: dict[str, str] = {}
@@ -52,10 +57,36 @@ class Lowering:
         """A product's weights or biases, negated where the plan says so."""
         return -values if node.name in self.plan.negated else values
 
+    def quantises(self, node: Node) -> bool:
+        """Whether the product at `node` gets int8 weights."""
+        return self.options.weights == "int8" and takes(node, self.graph[node.inputs[0]].value.domain)
+
+    def gemm(self, nodes: tuple[Node, ...], x: Lowered, form: Form, name: str) -> str:
+        """The Linears (or pointwise Convs) at `nodes`, which read `x`, as one product; biases per step left out."""
+        weights, biases = [], []
+        for node in nodes:
+            if not isinstance(node.op, ops.Linear | ops.Conv):
+                raise TypeError(f"{node.name} is not a product")
+            weights.append(self.signed(node, node.op.weight.array().reshape(node.op.weight.shape[:2])))
+            bias = None if node.op.bias is None or node.op.bias.ndim == 2 else self.signed(node, node.op.bias)
+            biases.append(bias)
+        weight = np.concatenate(weights)
+        given = any(b is not None for b in biases)
+        parts = [np.zeros(len(w)) if b is None else b for b, w in zip(biases, weights, strict=True)]
+        bias = np.concatenate(parts) if given else None
+        if self.quantises(nodes[0]):
+            return self.int8.gemm(self.int8.rows(x, form, name), weight, bias, name)
+        inputs = [self.layouts.read(x, form, name), self.emitter.weight(weight, f"{name}.weight")]
+        if bias is not None:
+            inputs.append(self.emitter.constant(bias, f"{name}.bias"))
+        return self.emitter.op("Gemm", inputs, name, transB=1)
+
 
 def _input(low: Lowering, node: Node, op: ops.Input, args: list[Lowered]) -> Lowered:
     em, tensor = low.emitter, node.name
     low.layouts.batch = (tensor, 1 if op.layout == "TB" else 0)
+    if em.real_type != TensorProto.FLOAT:
+        tensor = em.op("Cast", [tensor], f"{node.name}/cast", to=em.real_type)
     if op.layout == "B":
         return Lowered(node.value, {"first": tensor})
     if op.layout == "BT" and low.graph.steps > 1:
@@ -67,19 +98,14 @@ def _constant(low: Lowering, node: Node, op: ops.Constant, args: list[Lowered]) 
     return Lowered(node.value, constant=op)
 
 
-def _linear(low: Lowering, node: Node, op: ops.Linear, args: list[Lowered]) -> Lowered:
+def _linear(low: Lowering, node: Node, op: ops.Linear | ops.Conv, args: list[Lowered]) -> Lowered:
     """Gemm over all positions of all steps; a bias per step is added behind it."""
-    em, (x,) = low.emitter, args
+    (x,) = args
     if node.name in low.plan.groups:
         return Lowered(node.value)  # its neuron emits it
     form: Form = "last" if len(node.value.shape) > 1 else "first"
-    weight = low.signed(node, op.weight.array())
-    inputs = [low.layouts.read(x, form, node.name), em.constant(weight, f"{node.name}.weight")]
-    per_step = op.bias is not None and op.bias.ndim == 2
-    if op.bias is not None and not per_step:
-        inputs.append(em.constant(low.signed(node, op.bias), f"{node.name}.bias"))
-    y = em.op("Gemm", inputs, node.name, transB=1)
-    if per_step:
+    y = low.gemm((node,), x, form, node.name)
+    if op.bias is not None and op.bias.ndim == 2:
         y = _step_bias(low, node, y, form, x, op.bias)
     return Lowered(node.value, {form: y})
 
@@ -97,13 +123,15 @@ def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Lowered]) -> Lower
     em, (x,) = low.emitter, args
     kernel = op.weight.shape[2:]
     pointwise = set(kernel) == {1} and set(op.stride) == {1} and not any(op.padding) and op.groups == 1
-    if pointwise and x.native == "last":
-        matrix = ops.Linear(_as_matrix(op), op.bias)
-        return _linear(low, node, matrix, args)
+    if pointwise and (x.native == "last" or low.quantises(node)):
+        return _linear(low, node, op, args)
     weight = low.signed(node, op.weight.array())
-    inputs = [low.layouts.read(x, "first", node.name), em.constant(weight, f"{node.name}.weight")]
-    if op.bias is not None and op.bias.ndim == 1:
-        inputs.append(em.constant(low.signed(node, op.bias), f"{node.name}.bias"))
+    bias = None if op.bias is None or op.bias.ndim == 2 else low.signed(node, op.bias)
+    if low.quantises(node):
+        return low.int8.conv(node, op, x, weight, bias)
+    inputs = [low.layouts.read(x, "first", node.name), em.weight(weight, f"{node.name}.weight")]
+    if bias is not None:
+        inputs.append(em.constant(bias, f"{node.name}.bias"))
     y = em.op(
         "Conv",
         inputs,
@@ -119,11 +147,6 @@ def _conv(low: Lowering, node: Node, op: ops.Conv, args: list[Lowered]) -> Lower
     return Lowered(node.value, {"first": y})
 
 
-def _as_matrix(op: ops.Conv) -> Any:
-    array = op.weight.array()
-    return type(op.weight).dense(array.reshape(array.shape[:2]))
-
-
 def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Lowered]) -> Lowered:
     group = low.plan.groups.get(node.name)
     if group is not None:
@@ -136,23 +159,14 @@ def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Lowered]) -> L
 
 def _group(low: Lowering, group: Group) -> dict[str, Lowered]:
     """Linears over one value as one Gemm, their neurons in one run of steps; spikes by neuron name."""
-    em, first = low.emitter, group.linears[0]
+    first = group.linears[0]
     form: Form = "last" if len(first.value.shape) > 1 else "first"
-    x = low.layouts.read(low.values[first.inputs[0]], form, first.name)
-    name = _shared_name([n.name for n in group.linears])
-    weights, biases = [], []
-    for node in group.linears:
-        if not isinstance(node.op, ops.Linear):
-            raise TypeError(f"{node.name} is not a Linear")
-        weights.append(low.signed(node, node.op.weight.array()))
-        bias = np.zeros(len(weights[-1])) if node.op.bias is None else node.op.bias
-        biases.append(low.signed(node, bias))
-    inputs = [x, em.constant(np.concatenate(weights), f"{name}.weight")]
-    if any(np.any(b) for b in biases):
-        inputs.append(em.constant(np.concatenate(biases), f"{name}.bias"))
-    widths = [len(w) for w in weights]
+    y = low.gemm(
+        group.linears, low.values[first.inputs[0]], form, _shared_name([n.name for n in group.linears])
+    )
+    widths = [n.value.shape[0] for n in group.linears]
     value = replace(first.value, shape=(sum(widths), *first.value.shape[1:]))
-    drive = Lowered(value, {form: em.op("Gemm", inputs, name, transB=1)})
+    drive = Lowered(value, {form: y})
     negated = first.name in low.plan.negated
     fired = Stepper(low.layouts, _shared_name([n.name for n in group.neurons]), drive).run(
         group.unit, negated
@@ -261,6 +275,8 @@ def _readout(low: Lowering, node: Node, op: ops.Readout, args: list[Lowered]) ->
 def _output(low: Lowering, node: Node, op: ops.Output, args: list[Lowered]) -> Lowered:
     (x,) = args
     tensor = low.layouts.read(x, "first", node.name)
+    if low.emitter.real_type != TensorProto.FLOAT:
+        tensor = low.emitter.op("Cast", [tensor], f"{node.name}/cast", to=TensorProto.FLOAT)
     tensor = by_step(low, tensor, x.value.shape, op.layout, node.name)
     if op.order:
         tensor = low.emitter.transpose(tensor, op.permutation(len(op.order)), node.name)

@@ -27,8 +27,8 @@ SPIKES = "spikes:"
 
 
 def build_model(graph: Graph, options: Options) -> onnx.ModelProto:
-    """The graph as a ModelProto; float32, batch size free, one call = T steps from reset membranes."""
-    low = Lowering(graph, options.opset)
+    """The graph as a ModelProto; batch size free, one call = T steps from reset membranes."""
+    low = Lowering(graph, options)
     low.run()
     em, input_node = low.emitter, graph.inputs[0]
     spikes = [_spike_output(low, node) for node in graph.neurons] if options.spikes else []
@@ -43,6 +43,7 @@ def build_model(graph: Graph, options: Options) -> onnx.ModelProto:
         [helper.make_tensor_value_info(input_node.name, TensorProto.FLOAT, dims)],
         outputs,
         list(em.initializers.values()),
+        sparse_initializer=list(em.sparse_initializers.values()),
     )
     model = helper.make_model(
         onnx_graph,
@@ -51,7 +52,11 @@ def build_model(graph: Graph, options: Options) -> onnx.ModelProto:
         producer_name="stdeploy",
         producer_version=stdeploy.__version__,
     )
-    helper.set_model_props(model, {k: _text(v) for k, v in metadata(graph, low, op).items()})
+    props = {
+        **metadata(graph, low, op),
+        **({"approximate": options.approximate} if options.approximate else {}),
+    }
+    helper.set_model_props(model, {k: _text(v) for k, v in props.items()})
     return model
 
 

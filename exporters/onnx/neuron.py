@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
 from stdeploy.graph.graph import Node
@@ -119,8 +118,10 @@ def to_heads(layouts: Layouts, node: Node, fired: str, form: Form, sizes: tuple[
 
 
 def to_float(layouts: Layouts, node: Node, fired: str) -> str:
-    """Boolean spikes as float, under the neuron's name."""
-    return layouts.emitter.op("Cast", [fired], f"{node.name}/spikes", output=node.name, to=TensorProto.FLOAT)
+    """Boolean spikes as real numbers, under the neuron's name."""
+    return layouts.emitter.op(
+        "Cast", [fired], f"{node.name}/spikes", output=node.name, to=layouts.emitter.real_type
+    )
 
 
 class Stepper:
@@ -187,7 +188,7 @@ class Stepper:
 
     def mirrored(self, unit: Unit, negated: bool) -> str:
         """The same on -u, which rounds alike: fire where -u <= -threshold."""
-        level = -float(np.float32(unit.threshold.flat[0]))
+        level = -float(unit.threshold.flat[0].astype(self.em.real))
         threshold, u, spikes = self.parameter(np.asarray(level), "threshold"), "", []
         for t, x in enumerate(self.drives()):
             if t:

@@ -187,6 +187,8 @@ def verify(
     lines = [r.summary() for r in found.reports] + [a.summary() for a in found.approximations]
     for i, line in enumerate(lines, 1):
         talk.phase("verify", line, seconds if i == len(lines) else None)
+    for approximation in found.approximations:
+        talk.result(approximation.render())
     for report in found.reports:
         if report.mismatches or report.selection_mismatches or not report.ok or talk.verbose:
             talk.result(report.render())

@@ -191,6 +191,37 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
             help="lava: Loihi's integers (8-bit weights); approximate, and the effect is measured.",
         ),
     ),
+    "opset": (
+        "onnx",
+        click.Option(
+            ["--opset"], type=click.IntRange(17, 21), help="onnx: standard operator set (default 17)."
+        ),
+    ),
+    "sparse": (
+        "onnx",
+        click.Option(
+            ["--sparse"],
+            is_flag=True,
+            default=None,
+            help="onnx: store weights as sparse initialisers where that is smaller.",
+        ),
+    ),
+    "precision": (
+        "onnx",
+        click.Option(
+            ["--precision"],
+            type=click.Choice(["fp32", "fp16"]),
+            help="onnx: fp16 is approximate; its effect on the spikes is measured and printed.",
+        ),
+    ),
+    "weights": (
+        "onnx",
+        click.Option(
+            ["--weights"],
+            type=click.Choice(["fp32", "int8"]),
+            help="onnx: int8 per output channel in products of spikes; approximate, measured and printed.",
+        ),
+    ),
 }
 """An option of `export` that one target takes: its name there, the target, and how it is read."""
 
