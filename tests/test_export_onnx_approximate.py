@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,40 @@ def test_codes_lie_within_half_a_step(seed: int, rows: int, terms: int, size: fl
     assert np.abs(codes.astype(int)).max() <= LARGEST and np.abs(offset.astype(np.int64)).max() <= BIAS_RANGE
     assert np.all(np.abs(codes * scale[:, None] - weight) <= 0.501 * scale[:, None])
     assert np.all(np.abs(offset * scale.astype(np.float64) - bias) <= 0.501 * scale + 1e-6 * np.abs(bias))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_int8_convolutions_gather_their_windows(data: st.DataObject) -> None:
+    """One and two axes, strides, dilations and paddings, groups that stay float32; against the dequantised graph."""
+    axes = data.draw(st.integers(1, 2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+
+    def draw(low: int, high: int) -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(low, high)) for _ in range(axes))
+
+    kernel, stride, padding, dilation = draw(1, 3), draw(1, 2), draw(0, 2), draw(1, 2)
+    groups, largest = data.draw(st.sampled_from([1, 1, 2])), data.draw(st.sampled_from([1, 3, 127, 128]))
+    names = ("channel", "y", "x")[: axes + 1]
+    builder = GraphBuilder(2)
+    x = builder.add(ops.Input((4, *draw(5, 7)), names, "TB", count(1.0, largest)), name="input")
+    weight = rng.normal(size=(6, 4 // groups, *kernel)) * (rng.random((6,) + (1,) * (axes + 1)) < 0.8)
+    bias = rng.normal(size=6) if data.draw(st.booleans()) else None
+    op = ops.Conv(Weight.dense(weight), bias, stride, padding, dilation, groups)
+    y = builder.add(op, (x,), name="conv")
+    y = builder.add(ops.Neuron(np.array(1.7), np.array(0.9), np.array(-0.1)), (y,), name="lif")
+    builder.add(ops.Output("out", "TB"), (y,), name="output")
+    graph = validate(builder.build())
+    assert takes(graph["conv"], graph["input"].value.domain) == (groups == 1 and largest < 128)
+    op_ = graph["input"].op
+    assert isinstance(op_, ops.Input)
+    inputs = rng.integers(0, largest + 1, (2, 3, *op_.shape)).astype(np.float32)
+    twin = dequantised(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export(graph, Path(folder) / "net.onnx", {"weights": "int8"})
+        runtime = OnnxRuntimeExecutor(artifact.path, threads=1)
+        require(compare(Interpreter(twin, np.float32), runtime, twin, inputs))
+    assert any(n.startswith("int8 weights in 1") for n in artifact.notes) == (groups == 1 and largest < 128)
 
 
 def test_a_sum_that_could_overflow_is_refused(tmp_path: Path) -> None:
