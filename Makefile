@@ -33,6 +33,7 @@ test: $(BIN)/.ok .venv-lava/.ok
 
 bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/export_onnx.py
+	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/trace_large.py
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py

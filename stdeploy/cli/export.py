@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   stdeploy export pruned.pt --target onnx -o model.onnx
+  stdeploy export pruned.pt --target onnx --weights int8 --data images.npz
   stdeploy export pruned.pt --target nir --data images.npz -n 256
   stdeploy export pruned.pt --target lava -o out_lava/
   stdeploy export pruned.pt --target nir --dialect compact --reader stdeploy
