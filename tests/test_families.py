@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ import torch
 from stdeploy.energy.counting import Counter
 from stdeploy.energy.signals import Signals
 from stdeploy.errors import UnsupportedError
+from stdeploy.exporters import load_target
 from stdeploy.graph.interpreter import interpret
 from stdeploy.models.calibration import firing_rates
+from stdeploy.passes.base import run_pipeline
+from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.trace import trace
+from stdeploy.verify import compare
+from stdeploy.workflow import executors
 from tests.families import FAMILIES
 from tests.families.rows import inputs, lowered, row, table, verified
 
@@ -54,6 +60,34 @@ def test_readme_shows_the_table() -> None:
     text = README.read_text(encoding="utf-8")
     shown = text.split("<!-- families -->")[1].split("<!-- /families -->")[0]
     assert shown.strip() == table()
+
+
+def test_pruned_rows_of_a_model_that_prunes_tokens(tmp_path: Path) -> None:
+    """Constant query and key channels, some firing, leave the scores' order as it is; in OpenVINO too."""
+    family = FAMILIES["Spikformer, tokens pruned (STATA)"]
+    net = family.build()
+    for block in range(2):
+        for part, drives in (("q", (2.5, 2.5, 0.2)), ("k", (2.5, 1.2, 2.5)), ("v", (2.5, 0.1, 0.3))):
+            for c, drive in zip((0, 5, 8), drives, strict=True):
+                net.get_parameter(f"blocks.{block}.attn.{part}.map.weight").data[c] = 0
+                net.get_parameter(f"blocks.{block}.attn.{part}.bn.weight").data[c] = 0
+                net.get_parameter(f"blocks.{block}.attn.{part}.bn.bias").data[c] = drive
+    traced = family.traced(net.double())
+    x = inputs(family).astype(np.float64)
+    wanted = traced.run(x)
+    graph = run_pipeline(traced.graph, PIPELINES["onnx"]).graph
+    found = interpret(graph, x)
+    assert any("constant q, k pairs joined" in note for note in graph.metadata["passes"])
+    for name, positions in found.selections.items():
+        np.testing.assert_array_equal(positions, wanted.selections[name])
+    np.testing.assert_allclose(found.outputs["output"], wanted.outputs["output"], rtol=1e-9)
+    single = family.traced(net.float())
+    path = tmp_path / "net.onnx"
+    load_target("onnx").export(graph, path)
+    for reader in ("onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])):
+        (executor,) = executors(path, [reader])
+        report = compare(single, executor, single.graph, inputs(family), exported=graph)
+        assert report.ok and not any(s.mismatches for s in report.selections), report.problems
 
 
 @pytest.mark.parametrize("name", ["Spikformer, IAND residuals", "Spikformer, tokens pruned (STATA)"])

@@ -308,6 +308,26 @@ def test_rounding_of_a_real_score_explains_another_choice() -> None:
     assert not judged.tied.any()
 
 
+@pytest.mark.parametrize("order", ["score", "index"])
+def test_scores_that_rounding_ranks_otherwise_are_explained(order: Order) -> None:
+    """Scores a float32 apart, off the interpreter and a float32 one: other tokens, each found and explained."""
+    net = Net(3)
+    tokens = net.add(ops.Flatten(tokens=True), net.x, name="tokens")
+    s = net.linear(tokens, 1, "scores")
+    x = net.unit(tokens, 6, "a")
+    y = net.add(ops.Select(7, True, order), x, s, name="select")
+    graph = net.done(net.unit(y, 5, "b"))
+    x = np.repeat(net.data()[..., :1], 5, axis=-1)  # rows of equal tokens, but for noise below float32's
+    x = (x + 3e-8 * np.random.default_rng(0).normal(size=x.shape) * np.abs(x)).astype(np.float32)
+    report = compare(Interpreter(graph, np.float64), Interpreter(graph, np.float32), graph, x)
+    (selection,) = report.selections
+    assert selection.explained > 5 and selection.unexplained == selection.reference_unexplained == 0
+    assert all(m.margin <= 2 * m.bound and m.kind == "rounding" for m in report.selection_mismatches)
+    assert report.ok, report.problems
+    far = compare(Interpreter(graph), Altered(graph, lambda p: p[..., ::-1]), graph, x)
+    assert not far.ok
+
+
 @pytest.mark.parametrize("positions", [[3, 3], [3, 4], [-1, 3], [0, 3], [1, 3]])
 def test_impossible_selections_are_wrong(positions: list[int]) -> None:
     scores = Bounded(np.array([[[0.5, 1.1, 1.0, 2.0]]]), np.zeros((1, 1, 4)))

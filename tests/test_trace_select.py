@@ -114,6 +114,9 @@ FORMS: dict[str, Form] = {
     "index_select": listed,
     "channels first": channels_first,
     "heads": with_heads,
+    "vmap": lambda x, s: torch.vmap(lambda a, i: a[i])(
+        x.flatten(0, 1), s.flatten(0, 1).topk(KEPT)[1]
+    ).unflatten(0, (len(x), -1)),
     "anchor by index": anchor_by_index,
     "anchor by cat": anchor_by_cat,
 }  # fmt: skip
@@ -177,6 +180,10 @@ def test_rankings_that_choose_nothing_are_left_alone() -> None:
 
     traced = agree(pruned(form), SHAPE)
     assert [r.ranking for r in traced.ranked] == [2]
+
+
+def test_magnitudes_of_spikes() -> None:
+    agree(pruned(lambda x, s: expanded(x, x.abs().sum(-1).topk(KEPT).indices)), SHAPE)
 
 
 def test_images_are_listed_as_tokens() -> None:
@@ -247,6 +254,16 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "a threshold": (lambda x, s: x * (s > 0.2).unsqueeze(-1).float(), "no lowering"),
     "sorted downwards": (lambda x, s: expanded(x, s.topk(KEPT)[1].sort(descending=True)[0]), "otherwise than ascending"),
     "sorted, then cut": (lambda x, s: expanded(x, s.topk(KEPT)[1].sort()[0][..., :2]), "not in the order of their scores"),
+    "over all steps": (
+        lambda x, s: expanded(x, s.mean(0).topk(KEPT).indices.unsqueeze(0).expand(STEPS, -1, -1)),
+        "only after all steps",
+    ),
+    "a mask": (
+        lambda x, s: x * torch.zeros_like(s).scatter(2, s.topk(KEPT).indices, 1.0).unsqueeze(-1),
+        "topk and gather",
+    ),
+    "a quantile": (lambda x, s: x * (s - s.kthvalue(3, -1, keepdim=True).values).unsqueeze(-1), "topk and gather"),
+    "magnitudes": (lambda x, s: expanded(x, s.abs().topk(KEPT).indices), "may be negative"),
     "another list's offsets": (
         lambda x, s: x.reshape(-1, CHANNELS)[
             (s.topk(KEPT).indices + torch.arange(STEPS * 7).view(STEPS, 7, 1)[:, : s.shape[1]] * 11).flatten()

@@ -97,6 +97,17 @@ def div(ctx: Lowering, call: Call) -> Traced:
     return binary(ctx, call, Mul(), x, 1.0 / other)
 
 
+@lowers("abs", "absolute", "relu")
+def magnitude(ctx: Lowering, call: Call) -> Traced:
+    """Of what is never negative: nothing."""
+    x = ctx.tensor(call["self"])
+    if ctx.value(x).domain.maximum is None:
+        raise Refusal(
+            f"{call.operator} of values that may be negative", "the graph's nonlinearity is the neuron"
+        )
+    return x
+
+
 @lowers("neg", "negative")
 def neg(ctx: Lowering, call: Call) -> Traced:
     return scaled(ctx, call, ctx.tensor(call["self"]), -1.0)

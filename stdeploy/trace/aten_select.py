@@ -242,6 +242,16 @@ def _from_list(ctx: Lowering, call: Call, x: Traced, chosen: Chosen, dim: int) -
     return out.view(out.layout.with_dims(dims))
 
 
+@lowers(
+    "scatter", "scatter_add", "kthvalue", "argmax", "argmin", "masked_select", "nonzero", "masked_fill", "masked_scatter",
+)  # fmt: skip
+def other_selection(ctx: Lowering, call: Call) -> Any:
+    raise Refusal(
+        "it selects or masks by value in a form that the graph has no operator for",
+        "pick the tokens with topk and gather; a number of them that depends on values cannot be expressed",
+    )
+
+
 @lowers("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 def filled(ctx: Lowering, call: Call) -> Tensor:
     """A constant tensor as large as the example's."""

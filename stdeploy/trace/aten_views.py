@@ -231,7 +231,9 @@ def _select(ctx: Lowering, call: Call, x: Traced, dim: int, index: int) -> Trace
     if atoms == (ctx.time,):
         if index != size - 1:
             raise Refusal(
-                f"it reads step {index} alone", "only the last step, the mean and the sum can be read"
+                f"it reads step {index} alone",
+                "the last step, the mean and the sum can be read; a layer that a loop calls at each step takes all "
+                "of them at once with x.flatten(0, 1)",
             )
         return _read_out(ctx, call, x, dim, "last")
     part = cut(ctx, call, x, dim, index, index + 1)
@@ -243,7 +245,10 @@ def unbind(ctx: Lowering, call: Call) -> list[Traced]:
     x = ctx.tensor(call["self"])
     dim = x.layout.dim(call["dim"])
     if roles(x.layout.dims[dim]) & {"time"}:
-        raise Refusal("it takes the time steps apart", "use a multi-step neuron over the whole tensor")
+        raise Refusal(
+            "it takes the time steps apart",
+            "use multi-step neurons over the whole tensor, and call other layers on x.flatten(0, 1)",
+        )
     return [_select(ctx, call, x, dim, i) for i in range(length(x.layout.dims[dim]))]
 
 
