@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stdeploy.errors import UnsupportedError
+from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.graph.interpreter import interpret
 from stdeploy.graph.ops import Concat, Flatten, Select
 from stdeploy.models import LIF
@@ -264,6 +264,18 @@ REFUSED: dict[str, tuple[Form, str]] = {
     ),
     "a quantile": (lambda x, s: x * (s - s.kthvalue(3, -1, keepdim=True).values).unsqueeze(-1), "topk and gather"),
     "magnitudes": (lambda x, s: expanded(x, s.abs().topk(KEPT).indices), "may be negative"),
+    "offsets of one position": (
+        lambda x, s: x.reshape(-1, CHANNELS)[s.topk(3).indices[..., 0] + torch.arange(21).view(3, 7) * 12].unsqueeze(2),
+        "keep its dimension",
+    ),
+    "a flat list's anchor": (
+        lambda x, s: x.reshape(-1, CHANNELS)[
+            torch.cat(
+                [torch.zeros_like(s[..., :1]).long(), s.topk(3)[1] + torch.arange(21).view(3, 7, 1) * 12], -1
+            ).flatten()
+        ].reshape(3, 7, 4, CHANNELS),
+        "flat list",
+    ),
     "another list's offsets": (
         lambda x, s: x.reshape(-1, CHANNELS)[
             (s.topk(KEPT).indices + torch.arange(STEPS * 7).view(STEPS, 7, 1)[:, : s.shape[1]] * 11).flatten()
@@ -279,6 +291,35 @@ def test_refusals(name: str) -> None:
 
     form, reason = REFUSED[name]
     assert re.search(reason, refused(form))
+
+
+def test_positions_are_no_output() -> None:
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = Repeated(STEPS, CHANNELS)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.stem(x).flatten(3)
+            return y, y.sum(2).topk(3).indices
+
+    with pytest.raises(UnsupportedError, match="return the tokens"):
+        trace(awkward(Shown()), SHAPE)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_run_that_ranks_otherwise_than_its_trace_is_no_reference(ahead: bool) -> None:
+    def form(x: Tensor, s: Tensor) -> Tensor:
+        if ahead and not torch.compiler.is_exporting():
+            s.sort()
+        y = expanded(x, s.topk(KEPT).indices)
+        if not ahead and not torch.compiler.is_exporting():
+            s.sort()
+        return y
+
+    traced = trace(pruned(form), SHAPE)
+    with pytest.raises(UserError, match="ranks other values when it runs"):
+        traced.run(random_batch(traced))
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -51,8 +51,10 @@ def with_fixed(given: list[Any], index: int) -> Chosen:
     if not isinstance(x, Chosen) or any(not isinstance(t, torch.Tensor) for t in ahead):
         raise Refusal("it joins positions of a selection to anything but constant ones before them")
     dim = x.layout.dim(index)
-    if x.layout.dims[dim] != x.slots or x.order == "any":
-        raise Refusal("it joins positions of a selection along another dimension, or in no order")
+    if x.layout.dims[dim] != x.slots or x.order == "any" or x.lead is not None:
+        raise Refusal(
+            "it joins positions of a selection along another dimension, in no order, or of a flat list"
+        )
     fixed = []
     for column in torch.cat(ahead, dim).unbind(dim):
         if not bool((column == column.flatten()[0]).all()):

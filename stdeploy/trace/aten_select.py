@@ -93,6 +93,8 @@ def shifted_positions(x: Chosen, other: Any) -> Chosen:
     if offsets.size and np.all(offsets == offsets.flat[0]):
         return shifted_positions(x, int(offsets.flat[0]))
     places = [i for i, d in enumerate(x.layout.dims) if d == x.slots]
+    if not places:
+        raise Refusal("it adds offsets to one position taken out of a selection", "keep its dimension")
     rows = np.moveaxis(offsets, places[-1], -1).reshape(-1, shape[places[-1]])
     stride = int(rows[1, 0] - rows[0, 0]) if len(rows) > 1 else 0
     if not np.array_equal(rows, np.arange(len(rows))[:, None] * stride + np.zeros_like(rows)):

@@ -31,7 +31,7 @@ from stdeploy.trace.program import (
     export_program,
     placement,
 )
-from stdeploy.trace.ranking import RankingMode
+from stdeploy.trace.ranking import UNLIKE_TRACE, UNLIKE_TRACE_HINT, RankingMode, rankings_of
 from stdeploy.trace.tracer import InputSpec, refuse_all, translate
 
 InputLayout = Literal["B", "BT", "TB"]
@@ -51,6 +51,7 @@ class TracedModel:
     stateful: frozenset[str]
     one_by_one: bool = False
     ranked: tuple[Ranked, ...] = ()
+    rankings: int = 0
 
     @property
     def name(self) -> str:
@@ -101,6 +102,8 @@ class TracedModel:
             with forwards(self.module, replaced), ranking:
                 result = self.module(x)
             self._reset()
+        if self.ranked and ranking.calls != self.rankings:
+            raise UserError(UNLIKE_TRACE, hint=UNLIKE_TRACE_HINT)
         return Execution(self._outputs(result, batch), spikes, selections=ranking.selections)
 
     def _layout(self) -> str:
@@ -232,7 +235,15 @@ def _traced(
     stateful = frozenset(path for path in result.neurons if neurons[path].stateful)
     leaky = any(leaks(call.layout) for calls in result.neurons.values() for call in calls)
     return TracedModel(
-        graph, module, result.neurons, result.outputs, settings, stateful, leaky, tuple(result.ranked)
+        graph,
+        module,
+        result.neurons,
+        result.outputs,
+        settings,
+        stateful,
+        leaky,
+        tuple(result.ranked),
+        len(rankings_of(program)),
     )
 
 

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from stdeploy.errors import UserError
 from stdeploy.graph import Graph
 from stdeploy.graph.interpreter import forced_selection
 from stdeploy.graph.selection import arranged, score_domain, select_of
 from stdeploy.graph.weight import Array
-from stdeploy.trace.axes import Role, arrange, restore
+from stdeploy.trace.axes import Role, arrange, length, restore
 from stdeploy.trace.lowering import Ranked
 from stdeploy.trace.program import operator_name
 
 RANKINGS = ("topk", "sort", "argsort")
+UNLIKE_TRACE = "the model ranks other values when it runs than when it is traced"
+UNLIKE_TRACE_HINT = "a neuron that sorts, or a forward that depends on values, cannot be followed"
 _LEAD: tuple[Role, ...] = ("time", "batch")
 
 
@@ -33,8 +36,8 @@ def numbered(program: Any, original: Any) -> dict[fx.Node, int]:
     Decomposing a program drops what nothing reads; what is left is found again by its place in the user's code.
     """
     out: dict[fx.Node, int] = {}
-    calls = list(enumerate(map(_place, _rankings(original))))
-    for node in _rankings(program):
+    calls = list(enumerate(map(_place, rankings_of(original))))
+    for node in rankings_of(program):
         while calls and calls[0][1] != _place(node):
             calls.pop(0)
         if calls:
@@ -42,7 +45,8 @@ def numbered(program: Any, original: Any) -> dict[fx.Node, int]:
     return out
 
 
-def _rankings(program: Any) -> list[fx.Node]:
+def rankings_of(program: Any) -> list[fx.Node]:
+    """Every ranking of a program, in order."""
     nodes = program.graph_module.graph.nodes
     return [n for n in nodes if n.op == "call_function" and operator_name(n) in RANKINGS]
 
@@ -97,6 +101,9 @@ class RankingMode(TorchFunctionMode):
         keys = scores if domain.maximum is None else torch.round(scores / domain.scale)
         best = torch.sort(keys, dim=dim, descending=largest, stable=True).indices.narrow(dim, 0, count)
         layout = uses[0].layout
+        sizes = [None if any(a.role == "batch" for a in d) else length(d) for d in layout.dims]
+        if len(sizes) != best.ndim or any(n not in (None, m) for n, m in zip(sizes, best.shape, strict=True)):
+            raise UserError(UNLIKE_TRACE, hint=UNLIKE_TRACE_HINT)
         order = arrange(best.cpu().numpy(), layout, _LEAD, self.batch)
         given = order
         for use in uses:

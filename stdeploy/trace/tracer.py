@@ -26,7 +26,7 @@ from stdeploy.trace import (
     aten_views,
 )
 from stdeploy.trace.axes import Atom, Layout, LayoutError
-from stdeploy.trace.lowering import REGISTRY, Lowering, Ranked, Recorded, Refusal, Traced
+from stdeploy.trace.lowering import REGISTRY, Chosen, Lowering, Ranked, Recorded, Refusal, Traced, Withheld
 from stdeploy.trace.neurons import NeuronSpec
 from stdeploy.trace.program import call_of, constants, line_of, module_path, operator_name
 from stdeploy.trace.ragged import join_heads
@@ -196,7 +196,8 @@ class _Translator:
             try:
                 self.outputs[position] = self._output(value, f"output.{count}" if count else "output")
             except (Refusal, LayoutError, GraphError) as error:
-                self.refused.append(Unsupported("(output)", f"output {position}", str(error)))
+                hint = error.hint if isinstance(error, Refusal) else None
+                self.refused.append(Unsupported("(output)", f"output {position}", str(error), hint))
         if not self.outputs and not self.refused:
             reason = "the model returns nothing that depends on its input"
             self.refused.append(Unsupported("(output)", "output", reason))
@@ -219,6 +220,10 @@ class _Translator:
         return False
 
     def _output(self, x: Traced, label: str) -> Recorded:
+        if isinstance(x, Chosen | Withheld):
+            raise Refusal(
+                "it is what a ranking yields, positions or scores", "return the tokens that it chooses"
+            )
         x = self.ctx.tensor(x)
         layout = x.layout
         if any(a.role == "new" for d in layout.dims for a in d):
