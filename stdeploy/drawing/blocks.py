@@ -1,7 +1,7 @@
 """A graph's nodes gathered into the modules that they come from.
 
 A block is a module: `block.0.attn` of `block.0.attn.q_lif`, that is the path to its first number and one more
-name, or the first name where there is no number but at the end. Nodes that only combine values (sums, scales,
+name, or the first name where there is no number but at the end. Nodes that only combine values (sums, scales, norms,
 readouts) and auxiliary ones of a lowering join what they read. A block never feeds itself through another: a
 module that is left and entered again becomes two blocks.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
 
-_MODULES = (ops.Linear, ops.Conv, ops.Affine, ops.Neuron, ops.MatMul, ops.MaxPool, ops.AvgPool, ops.Select)
+_MODULES = (ops.Linear, ops.Conv, ops.Neuron, ops.MatMul, ops.MaxPool, ops.AvgPool, ops.Select)
 MODEL = "model"
 REFUSED = "not expressible"
 
