@@ -89,6 +89,8 @@ def test_a_channel_without_weight_claims_no_level_and_the_others_keep_theirs() -
     assert layer.distinct == 6 and layer.largest_change == pytest.approx(2.0)
     heavy, _ = level_layer(tau, 1, np.array([1, 1e6, 1, 1, 1, 1]))
     assert heavy[0] == pytest.approx(1.9, rel=1e-4)
+    faint, _ = level_layer(tau, 2, np.array([1, 1e-40, 1e-30, 1e-35, 1e-30, 1]))
+    np.testing.assert_array_equal(faint, tau[[0, 5, 5, 5, 5, 5]])  # the heavy two alone are exact
     silent, _ = level_layer(tau, 2, np.zeros(6))  # nothing was driven: all weigh the same
     np.testing.assert_array_equal(silent, level_layer(tau, 2)[0])
     with pytest.raises(UserError, match="cannot have 0 levels"):
@@ -198,7 +200,9 @@ def test_the_effect_is_what_two_runs_differ_by() -> None:
     graph = scattered(spikformer_graph(steps=3, image=(2, 8, 8), masked=0.5))
     x, labels = random_inputs(graph, 5, seed=1), np.arange(5) % 5
     changed, _ = quantise_graph(graph, 1, channel_weights(graph, [x]))
-    effect = measure(Interpreter(graph), Interpreter(changed), graph, x, labels)
+    told: list[int] = []
+    effect = measure(Interpreter(graph), Interpreter(changed), graph, x, labels, told.append)
+    assert told == [5] and effect.samples == 5
     old, new = interpret(graph, x), interpret(changed, x)
     forced = interpret(changed, x, forced=old.spikes)
     for name, layer in effect.layers.items():
@@ -295,6 +299,21 @@ def test_any_module_with_a_tau_per_channel_is_quantised_in_place() -> None:
     assert net[0].tau.unique().numel() == 2 and record.layers["0"].levels == tuple(
         net[0].tau.unique().tolist()
     )
+
+
+class _Computed(_Own):
+    tau = property(lambda self: torch.linspace(1.2, 3.4, 7))
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.v_threshold = 1.0
+
+
+def test_a_tau_that_is_computed_is_refused_before_anything_changes() -> None:
+    net = nn.Sequential(_Own(), _Computed())
+    with pytest.raises(UserError, match="tau is computed, not stored, in 1"):
+        quantise_tau(net, 2)
+    assert net[0].tau.unique().numel() == 7
 
 
 @pytest.fixture

@@ -66,7 +66,6 @@ def compress_checkpoint(
     mode: Literal["mask", "remove"] = "mask",
     tau_levels: int | None = None,
     data: Callable[[Graph], Inputs] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Compressed:
     """Prune the Spikformer in `model_path`, replace its blocks' neurons, quantise tau, and write `out`.
 
@@ -102,7 +101,7 @@ def compress_checkpoint(
     if tau_levels is not None:
         if data is None:
             raise UserError("tau is quantised by a measured step", hint="give data to measure on")
-        tau, effect = quantise_and_measure(model, tau_levels, data, progress)
+        tau, effect = quantise_and_measure(model, tau_levels, data)
         entry = merged(entry, tau, loaded.sha256)
     path = save_checkpoint(out, model, entry)
     return Compressed(path, record, before, after, replaced, loaded.compression, tau, effect)

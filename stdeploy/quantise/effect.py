@@ -64,7 +64,10 @@ class Effect:
     def summary(self) -> str:
         """One line: spikes, outputs, agreement, accuracy."""
         changed, slots = (sum(getattr(la, f) for la in self.layers.values()) for f in ("changed", "spikes"))
-        parts = [f"{self.samples} inputs", f"{changed:,} of {slots:,} spikes change ({changed / slots:.2%})"]
+        parts = [
+            f"{self.samples} inputs",
+            f"{changed:,} of {slots:,} spikes change ({changed / max(1, slots):.2%})",
+        ]
         for output in self.outputs.values():
             parts.append(f"output moves by {output.largest_change:.2g}, rms {output.rms_change:.2g}")
             if output.answers:
@@ -92,11 +95,12 @@ def measure(
 ) -> Effect:
     """Run both on `inputs` (the Input's layout, float32); `graph` names the neuron layers of both.
 
-    `labels` [n] adds how often each is right; `progress` is told the number of batches done.
+    `labels` [n] adds how often each is right; `progress` is told the number of samples done.
     """
     layers = {node.name: np.zeros(5, dtype=np.int64) for node in graph.neurons}
     outputs = {n.op.label: _Output(n.op.layout) for n in graph.outputs if isinstance(n.op, Output)}
-    for done, batch in enumerate(batches(graph, inputs), 1):
+    samples = 0
+    for batch in batches(graph, inputs):
         old, new = before.run(batch), after.run(batch)
         alone = after.run(batch, {**old.spikes, **old.selections})
         for name, count in layers.items():
@@ -104,13 +108,13 @@ def measure(
             count += [s.size, (s != n).sum(), (s != a).sum(), s.sum(), n.sum()]
         for label, total in outputs.items():
             total.add(old.outputs[label], new.outputs[label])
+        samples += batch.shape[batch_axis(graph)]
         if progress is not None:
-            progress(done)
+            progress(samples)
     found = {
         name: LayerEffect(int(c[0]), int(c[1]), int(c[2]), c[3] / c[0], c[4] / c[0])
         for name, c in layers.items()
     }
-    samples = inputs.shape[batch_axis(graph)]
     return Effect(samples, found, {label: total.result(labels) for label, total in outputs.items()})
 
 

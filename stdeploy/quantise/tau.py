@@ -30,6 +30,9 @@ from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.quantise.clusters import best_clusters
 
+_LEAST_WEIGHT = 1e-9
+"""Share of the largest weight below which a channel's is raised: sums of weights must not lose it to rounding."""
+
 
 @dataclass(frozen=True)
 class TauLayer:
@@ -71,6 +74,7 @@ def level_layer(tau: Array, levels: int, weights: Array | None = None) -> tuple[
     if distinct.size <= levels:
         return tau, TauLayer(distinct.size, tuple(map(float, distinct)), 0.0, 0.0)
     given = np.ones(tau.size) if weights is None or not np.any(weights > 0) else weights
+    given = np.where(given > 0, np.maximum(given, _LEAST_WEIGHT * given.max()), 0.0)
     mass = np.bincount(place, weights=given)
     live = distinct[mass > 0]
     chosen = _levels(live, mass[mass > 0], levels)
