@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stdeploy.cli.console import Talk
     from stdeploy.energy.ledger import Class, Ledger
     from stdeploy.energy.prices import Graded, Memory, Static
+    from stdeploy.energy.profile import Profile
     from stdeploy.energy.report import EnergyReport
 
 EPILOG = """\b
@@ -177,7 +178,6 @@ def command(
     from stdeploy.energy.ledger import load_ledger, save_ledger
     from stdeploy.energy.pictures import require_matplotlib
     from stdeploy.energy.prices import Choices
-    from stdeploy.energy.profile import load_profiles
     from stdeploy.energy.report import EnergyReport
     from stdeploy.energy.views import require_views
 
@@ -188,9 +188,7 @@ def command(
         return _show_profiles(talk, markdown_file)
     if self_check:
         return _show_self_check(talk)
-    profiles = load_profiles(list(profile_names) or list(DEFAULT_PROFILES), synop_pj)
-    if not any(p.kind == "bound" for p in profiles):
-        profiles += load_profiles(list(DEFAULT_BOUNDS))
+    profiles = _profiles(profile_names, synop_pj)
     require_views(tools)
     if html_file is not None:
         require_matplotlib()
@@ -213,6 +211,18 @@ def command(
     title = f"Energy of {model_file.name if model_file else ledger.graph.get('source', 'a network')}"
     _write(talk, report, title, csv_file, markdown_file, latex_file, html_file)
     return None
+
+
+def _profiles(names: tuple[str, ...], synop_pj: float | None) -> list[Profile]:
+    """The prices asked for, or the usual ones; bounds stand beside them in any case."""
+    from stdeploy.energy.prices import require_prices
+    from stdeploy.energy.profile import load_profiles
+
+    profiles = load_profiles(names or DEFAULT_PROFILES, synop_pj)
+    require_prices(profiles)
+    if not any(p.kind == "bound" for p in profiles):
+        profiles += load_profiles(DEFAULT_BOUNDS)
+    return profiles
 
 
 def _require_folders(*files: Path | None) -> None:

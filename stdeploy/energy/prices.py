@@ -16,7 +16,7 @@ A chip with `scope = "whole chip"` has all of it in its synaptic operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -97,6 +97,13 @@ class Priced:
     memory: Memory | None
     total: Bill
     layers: Mapping[str, Bill]
+
+
+def require_prices(profiles: Sequence[Profile]) -> None:
+    """UserError where none of them prices spikes."""
+    if all(p.kind == "bound" for p in profiles):
+        names = ", ".join(p.name for p in profiles)
+        raise UserError(f"{names}: only bounds, no price for spikes", hint="add --profile 45nm-fp32")
 
 
 def price(ledger: Ledger, profile: Profile, choices: Choices | None = None) -> Priced:

@@ -27,12 +27,12 @@ from stdeploy.energy.prices import (
     dense_macs,
     estimate_dict,
     price,
+    require_prices,
 )
 from stdeploy.energy.profile import Profile, profile_table
 from stdeploy.energy.statistics import Estimate, Moments
 from stdeploy.energy.tables import Cell, Column, Table, grouped, percent, significant
 from stdeploy.energy.views import VIEWS
-from stdeploy.errors import UserError
 
 SYNAPTIC_ROLES = ("synapse", "attention", "product")
 
@@ -56,11 +56,9 @@ class EnergyReport:
         baseline: EnergyReport | None = None,
     ) -> EnergyReport:
         """Price a ledger; UserError where every profile is a bound."""
+        require_prices(profiles)
         priced = [price(ledger, p, choices) for p in profiles if p.kind != "bound"]
         bounds = [p for p in profiles if p.kind == "bound"]
-        if not priced:
-            names = ", ".join(p.name for p in bounds)
-            raise UserError(f"{names}: only bounds, no price for spikes", hint="add --profile 45nm-fp32")
         return cls(ledger, literature(ledger), priced, bounds, baseline)
 
     def summary(self) -> list[Table]:
