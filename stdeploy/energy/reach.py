@@ -6,6 +6,7 @@ event. Values are not needed for that, only where events are and which weights a
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,36 @@ def _linear(reach: Reach, node: Node) -> Array:
     x = reach.full(node.inputs[0])
     nonzero = op.weight.array() != 0
     if nonzero.all():
-        return np.asarray(x.any(2, keepdims=True))
-    flat = x.reshape(*x.shape[:3], -1).astype(np.float32)
-    y = nonzero.astype(np.float32) @ flat > 0
-    return np.asarray(y.reshape(*x.shape[:2], -1, *x.shape[3:]))
+        name = node.inputs[0]
+        return np.asarray(reach.signals.once(("any", name), lambda: x.any(2, keepdims=True)))
+    positions = np.moveaxis(x.reshape(*x.shape[:3], -1), 2, 3)
+    touched = _reached(np.ascontiguousarray(positions).reshape(-1, x.shape[2]), nonzero)
+    touched = touched.reshape(*positions.shape[:3], nonzero.shape[0])
+    return np.moveaxis(touched, 3, 2).reshape(*x.shape[:2], nonzero.shape[0], *x.shape[3:])
+
+
+def _reached(events: Array, nonzero: Array) -> Array:
+    """`[n, out]` bool: which outputs have a nonzero weight `[out, in]` from any event `[n, in]`.
+
+    Inputs are taken a quarter at a time, and after each only where an output is still waiting: mostly few are.
+    """
+    live = np.flatnonzero(nonzero.any(1))
+    waiting = np.flatnonzero(events.any(1))
+    touched = np.zeros((len(events), live.size), np.bool_)
+    weights = nonzero[live].T.astype(np.float32)
+    quarters = [i * nonzero.shape[1] // 4 for i in range(5)]
+    for first, stop in pairwise(quarters):
+        found = events[waiting, first:stop].astype(np.float32) @ weights[first:stop] > 0
+        found |= touched[waiting]
+        touched[waiting] = found
+        waiting = waiting[~found.all(1)]
+        if not waiting.size:
+            break
+    if live.size == nonzero.shape[0]:
+        return touched
+    out = np.zeros((len(events), nonzero.shape[0]), np.bool_)
+    out[:, live] = touched
+    return out
 
 
 def _conv(reach: Reach, node: Node) -> Array:

@@ -8,7 +8,7 @@ unfolded factor pair) is computed in floating point, in float64 by the interpret
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Signals:
         self._units: dict[str, Array] = {}
         self._reals: dict[str, Array] = {}
         self._nonzero: dict[str, Array] = {}
+        self._shared: dict[Hashable, Any] = {}
         self._take_input(node, data[None] if node.op.layout == "B" else data)
         for neuron in graph.neurons:
             self._units[neuron.name] = _checked(neuron, spikes, graph.steps, self.batch)
@@ -77,6 +78,12 @@ class Signals:
                 f"the input holds other values than {domain}", hint="count it as a real-valued input"
             )
         self._units[node.name] = units.astype(_integer(domain.maximum))
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered under `key`: what layers that read the same value share."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
 
     def rows(self, name: str) -> int:
         return self.graph.steps if self.graph[name].value.time == "step" else 1

@@ -87,21 +87,22 @@ def synapses(node: Node, graph: Graph) -> Synapses:
 
 def count_synapses(layer: Synapses, signals: Signals) -> dict[str, Array]:
     """Every quantity of role "synapse", `[rows, B]` int64; see stdeploy.energy.ledger.QUANTITIES."""
-    kind = input_class(signals.graph, layer.input)
-    rows = signals.rows(layer.input)
-    nonzero = signals.operand(layer.input, rows, signals.nonzero(layer.input))
-    events = per_sample(nonzero)
-    synops, blind = _reached(layer, nonzero, 1)
+    kind, name = input_class(signals.graph, layer.input), layer.input
+    rows = signals.rows(name)
+    nonzero = signals.operand(name, rows, signals.nonzero(name))
+    events = signals.once(("events", name), lambda: per_sample(nonzero))
+    synops, blind = _reached(layer, signals, nonzero, 1)
     if kind == "binary":
         return _quantities(events, np.zeros_like(events), events, synops, synops, blind, blind)
     if kind == "count":
-        units = signals.operand(layer.input, rows, signals.units(layer.input))
-        largest = int(units.max(initial=0))
-        unary, blind_sum = _reached(layer, units, largest) if largest > 1 else (synops, blind)
-        several = per_sample(units > 1)
-        return _quantities(events, several, per_sample(units), synops, unary, blind, blind_sum)
-    fixed = _fixed(signals.real(layer.input), layer.constants["dense"] * signals.graph.steps)
-    fixed = signals.operand(layer.input, rows, fixed).reshape(*nonzero.shape[:3], *layer.windows.shape)
+        units = signals.operand(name, rows, signals.units(name))
+        largest = signals.once(("largest", name), lambda: int(units.max(initial=0)))
+        unary, blind_sum = _reached(layer, signals, units, largest) if largest > 1 else (synops, blind)
+        several = signals.once(("several", name), lambda: per_sample(units > 1))
+        magnitude = signals.once(("magnitude", name), lambda: per_sample(units))
+        return _quantities(events, several, magnitude, synops, unary, blind, blind_sum)
+    fixed = _fixed(signals.real(name), layer.constants["dense"] * signals.graph.steps)
+    fixed = signals.operand(name, rows, fixed).reshape(*nonzero.shape[:3], *layer.windows.shape)
     several, magnitude = per_sample(np.abs(fixed) > FIXED), per_sample(np.abs(fixed))
     blind_sum = per_sample(fixed * layer.windows.reach)
     return _quantities(events, several, magnitude, synops, synops, blind, blind_sum * layer.full)
@@ -118,29 +119,35 @@ def input_class(graph: Graph, name: str) -> Class:
     return "binary" if kind == "spike" else kind
 
 
-def _reached(layer: Synapses, x: Array, largest: int) -> tuple[Array, Array]:
+def _reached(layer: Synapses, signals: Signals, x: Array, largest: int) -> tuple[Array, Array]:
     """Sums of `x [rows, B, C, *positions]` over its synapses, and over all connections (zero weights too)."""
+    windows, taps = layer.windows, not layer.is_dense
+    events, fan = (
+        signals.once(
+            ("taps" if taps else "sums", layer.input, largest, windows.key),
+            lambda: _summed(windows, x, largest, taps),
+        ),
+        layer.fan.reshape(-1),
+    )
+    synops = events @ fan if taps else events[..., 0] * layer.full
+    return synops, events.sum(-1) * layer.full
+
+
+def _summed(windows: Windows, x: Array, largest: int, taps: bool) -> Array:
+    """`[rows, B, C * taps]` sums of `x` over what each tap reads, or `[rows, B, 1]` over all of them; int64."""
     rows, batch, channels = x.shape[:3]
-    reach = layer.windows.reach
-    kind = float_for(max(1, largest * reach.size * int(reach.max(initial=0))))
-    samples = x.reshape(rows * batch, channels, *layer.windows.shape)
-    size = max(1, CHUNK // max(1, channels * reach.size))
-    parts = [_taps(layer, samples[i : i + size].astype(kind)) for i in range(0, rows * batch, size)]
-    synops, blind = (np.concatenate(sums).reshape(rows, batch) for sums in zip(*parts, strict=True))
-    return synops, blind
-
-
-def _taps(layer: Synapses, x: Array) -> tuple[Array, Array]:
-    """`[n]` sums of `x [n, C, *positions]` over synapses and over all connections."""
-    n, channels = x.shape[:2]
-    if layer.is_dense:
-        reach = layer.windows.reach.reshape(-1).astype(x.dtype)
-        blind = (x.reshape(n * channels, -1) @ reach).astype(np.int64).reshape(n, channels).sum(
-            1
-        ) * layer.full
-        return blind, blind
-    taps = layer.windows.taps(x).astype(np.int64).reshape(n, -1)
-    return np.asarray(taps @ layer.fan.reshape(-1)), taps.sum(1) * layer.full
+    kind = float_for(max(1, largest * windows.reach.size * int(windows.reach.max(initial=0))))
+    samples = x.reshape(rows * batch, channels, *windows.shape)
+    size = max(1, CHUNK // max(1, channels * windows.reach.size))
+    parts = []
+    for start in range(0, rows * batch, size):
+        part = samples[start : start + size].astype(kind)
+        if taps:
+            parts.append(windows.taps(part).astype(np.int64).reshape(len(part), -1))
+        else:
+            summed = part.reshape(len(part) * channels, -1) @ windows.reach.reshape(-1).astype(kind)
+            parts.append(summed.astype(np.int64).reshape(len(part), channels).sum(1)[:, None])
+    return np.concatenate(parts).reshape(rows, batch, -1)
 
 
 def _fixed(x: Array, terms: int) -> Array:

@@ -26,6 +26,11 @@ class Windows:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...]:
+        """Equal for equal windows."""
+        return self.shape, self.out, self.kernel, self.stride, self.padding, self.dilation
+
     @cached_property
     def meets(self) -> tuple[Array, ...]:
         """Per axis `[n, k]`: 1 where position n is read at tap k (by the one output that can)."""
