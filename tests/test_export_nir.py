@@ -80,18 +80,27 @@ def test_counts_of_attention_follow_the_formulas(
     assert counts["stored_weights"] - rest == weights[dialect]
 
 
-@pytest.mark.parametrize("most", [1, 5, 12])
-def test_any_partition_of_the_pairs_is_exact(most: int) -> None:
+@pytest.mark.parametrize("most", [1, 5, 18])
+@pytest.mark.parametrize("heads", [RAGGED, ((2, 2, 2), (3, 3, 3))])
+@pytest.mark.parametrize("dialect", ["portable", "compact"])
+def test_any_partition_of_the_pairs_is_exact(
+    most: int, heads: tuple[tuple[int, ...], tuple[int, ...]], dialect: str
+) -> None:
     net = Net((4, 4, 4), 2)
-    graph = net.done(qkv(net, *RAGGED, "kv", 1.0))
+    graph = net.done(qkv(net, *heads, "kv", 1.0))
     x = inputs(graph)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.nir"
-        counts = export(graph, path, {"pairs_per_node": most}).metadata
+        counts = export(graph, path, {"pairs_per_node": most, "dialect": dialect}).metadata
         got = NirReader(path, "stdeploy").run(x).outputs["logits"]
     np.testing.assert_array_equal(got, interpret(graph, x).outputs["logits"])
-    sizes = [len(part) for part in np.array_split(range(12), math.ceil(12 / most))]
-    assert counts["stored_weights"] - 4 * 19 == 12 * (2 * 6 + 6 * 7) + 4 * sum(n * n for n in sizes)
+    pairs, (queries, values) = sum(a * b for a, b in zip(*heads, strict=True)), map(sum, heads)
+    sizes = [len(part) for part in np.array_split(range(pairs), math.ceil(pairs / most))]
+    feedback = sum(n * n for n in sizes) if dialect == "portable" else pairs
+    selections = pairs * (2 * queries + 6 * values)
+    if dialect == "compact" and heads != RAGGED and len(sizes) == 1:
+        selections = pairs * (2 + 6 * 3)
+    assert counts["stored_weights"] - 4 * (2 * queries + values) == selections + 4 * feedback
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,10 +15,12 @@ from stdeploy.cli.app import run as command_line
 from stdeploy.errors import UserError
 from stdeploy.exporters.nir import export
 from stdeploy.exporters.nir.dialect import Rules, load_dialect, names
+from stdeploy.graph import Weight, ops
 from stdeploy.graph.file import save_graph
+from stdeploy.graph.interpreter import interpret
 from stdeploy.runtime.nir_file import NirFile
 from stdeploy.runtime.nir_readers import READERS, REFUSED, NirReader
-from tests.conformance.net import inputs
+from tests.conformance.net import Net, inputs
 from tests.conformance.operators import OPERATORS, attention
 
 DOCS = Path(__file__).parent.parent / "docs" / "nir.md"
@@ -101,6 +103,25 @@ def test_a_users_own_dialect_and_time_step(tmp_path: Path) -> None:
         NirReader(tmp_path / "net.nir", "stdeploy")
 
 
+def test_rows_of_a_grouped_kernel_are_taken_apart(tmp_path: Path) -> None:
+    """Groups, but a LIF for each tau: a branch's rows are no whole groups."""
+    groups = '[[rules]]\nkey = "groups"\nvalue = true\nreason = "r"\n'
+    check = '[[rules]]\nkey = "type_check"\nvalue = false\nreason = "r"\n'
+    text = GOOD.replace('"native_tau"\nvalue = true', '"native_tau"\nvalue = false').replace(
+        '"norse"', '"stdeploy"'
+    )
+    path = toml(tmp_path, text.replace("[[readers]]", groups + check + "[[readers]]"))
+    net = Net((4, 5, 7))
+    kernel = Weight.dense(net.rng.integers(-2, 3, (4, 1, 3, 3)) / 4)
+    y = net.add(ops.Conv(kernel, net.dyadic(4), (1, 1), (1, 1), (1, 1), 4), name="conv")
+    graph = net.done(net.fire(y, "lif", tau=np.array([2.0, 4.0, 2.0, 1.75])))
+    export(graph, tmp_path / "net.nir", {"dialect": path})
+    x = inputs(graph)
+    spikes = interpret(graph, x).spikes["lif"]
+    assert 0 < spikes.mean() < 1
+    np.testing.assert_array_equal(NirReader(tmp_path / "net.nir", "stdeploy").run(x).spikes["lif"], spikes)
+
+
 def test_a_dialect_that_claims_too_much_is_found_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +138,6 @@ def test_a_dialect_that_claims_too_much_is_found_out(
 
 def test_many_tau_are_one_node_where_arrays_are_taken(tmp_path: Path) -> None:
     from stdeploy.exporters.nir import check
-    from tests.conformance.net import Net
 
     net = Net()
     graph = net.done(net.fire(net.linear(net.x, 20, "fc"), "lif", tau=np.linspace(1.5, 3, 20)))

@@ -61,7 +61,7 @@ class Cost:
     """What a product of P pairs, N tokens, B digits in `stacks` of s pairs adds to the network.
 
     neurons P N (1 + B); nodes G (4 + 3 B); weights P (2 Cq + (1 + B) Cv) + (B - 1) sum of s². With groups the
-    feedback is (B - 1) P, and with equal heads of e value dims the rest is P (2 + (1 + B) e).
+    feedback is (B - 1) P, and with equal heads of e value dims the rest of one stack is P (2 + (1 + B) e).
     """
 
     pairs: int
@@ -82,7 +82,8 @@ def cost(size: Size, stacks: int) -> Cost:
     pairs, digits = size.pairs, size.digits
     share, larger = divmod(pairs, stacks)
     sizes = (share + 1,) * larger + (share,) * (stacks - larger)
-    queries, values = (1, size.heads_v[0]) if size.blocks else (sum(size.heads_q), sum(size.heads_v))
+    blocked = size.blocks and stacks == 1
+    queries, values = (1, size.heads_v[0]) if blocked else (sum(size.heads_q), sum(size.heads_v))
     feedback = pairs if size.groups else sum(n * n for n in sizes)
     weights = pairs * (2 * queries + (1 + digits) * values) + (digits - 1) * feedback
     nodes = len(sizes) * (4 + 3 * digits)
@@ -94,9 +95,7 @@ def partition(size: Size, most_nodes: int, most_pairs: int | None = None) -> Cos
 
     One stack where none fits. In G the objective is a / G + b G: convex, so that the first rise ends the search.
     """
-    if size.blocks:
-        return cost(size, 1)
-    least = 1 if most_pairs is None else math.ceil(size.pairs / most_pairs)
+    least = 1 if most_pairs is None else max(1, math.ceil(size.pairs / most_pairs))
     best = cost(size, least)
     if most_pairs is not None:
         return best
@@ -116,7 +115,7 @@ def lower_product(
     convs: dict[Lazy, float] = {}
     for i, part in enumerate(np.split(pairs, np.cumsum(stacks)[:-1], axis=1)):
         label = name if len(stacks) == 1 else f"{name}.stack{i}"
-        convs |= _Stack(writer, label, part, size).lower(q, k, v)
+        convs |= _Stack(writer, label, part, size, size.blocks and len(stacks) == 1).lower(q, k, v)
     return Signal(v.shape, convs=convs)
 
 
@@ -132,12 +131,13 @@ def pair_index(heads_q: tuple[int, ...], heads_v: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Some pairs of a product, `[2, s]`: q channel and v channel of each."""
+    """Some pairs of a product, `[2, s]`: q channel and v channel of each; `blocked`: in groups."""
 
     writer: Writer
     name: str
     pairs: Array
     size: Size
+    blocked: bool
 
     def lower(self, q: Signal, k: Signal, v: Signal) -> dict[Lazy, float]:
         writer, name, digits = self.writer, self.name, self.size.digits
@@ -146,8 +146,8 @@ class _Stack:
         shape: Shape = (count, height, width)
         window = (2 * height - 1, 2 * width - 1)
         total = math.prod(window)
-        of_q = q.shape[0] if self.size.blocks else 1
-        of_v = len(self.size.heads_v) if self.size.blocks else 1
+        of_q = q.shape[0] if self.blocked else 1
+        of_v = len(self.size.heads_v) if self.blocked else 1
         keys = self._repeat("k", k, self.pairs[0], shape, 1.0, of_q)
         values = self._repeat("v", v, self.pairs[1], shape, 1.0, of_v)
         gate = self._repeat("q", q, self.pairs[0], shape, 2.0**digits / total, of_q)
