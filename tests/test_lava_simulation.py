@@ -21,6 +21,8 @@ from stdeploy.passes.pipelines import PIPELINES, run_pipeline
 from stdeploy.runtime import lava_process
 from stdeploy.runtime.lava_process import LavaExecutor, lava_python, lava_version
 from stdeploy.runtime.lava_reference import LavaReference
+from tests.families import FAMILIES
+from tests.families.rows import inputs as family_inputs
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -78,6 +80,27 @@ def test_lava_is_the_reference_bit_for_bit(options: dict[str, Any], tmp_path: Pa
     for name, spikes in wanted.spikes.items():
         np.testing.assert_array_equal(got.spikes[name], spikes, err_msg=name)
     assert all(0 < spikes.mean() < 1 for spikes in got.spikes.values())
+    np.testing.assert_array_equal(got.outputs["output"], wanted.outputs["output"])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_products_with_what_did_not_fire(fixed: bool, tmp_path: Path) -> None:
+    family = FAMILIES["Spikformer, IAND residuals"]
+    graph = run_pipeline(family.traced(family.build()).graph, PIPELINES["lava"]).graph
+    lava.export(graph, tmp_path / "net", {"fixed": fixed})
+    x = family_inputs(family)
+    got, wanted = LavaExecutor(tmp_path / "net").run(x), LavaReference(tmp_path / "net").run(x)
+    for name, spikes in wanted.spikes.items():
+        np.testing.assert_array_equal(got.spikes[name], spikes, err_msg=name)
+
+
+def test_a_sample_in_fixed_point(tmp_path: Path) -> None:
+    source = workflow.open_source(SAMPLES / "pruned.pt")
+    workflow.export(source, workflow.lower(source.graph, "lava"), tmp_path / "net", {"fixed": True})
+    images = np.load(SAMPLES / "test_images.npz")["images"][:10]
+    got, wanted = LavaExecutor(tmp_path / "net").run(images), LavaReference(tmp_path / "net").run(images)
+    for name, spikes in wanted.spikes.items():
+        np.testing.assert_array_equal(got.spikes[name], spikes, err_msg=name)
     np.testing.assert_array_equal(got.outputs["output"], wanted.outputs["output"])
 
 

@@ -66,7 +66,11 @@ def lower_product(
 
 
 def _spikes(writer: Writer, name: str, graph: Graph, signal: Signal) -> Signal:
-    return writer.written(name, signal.divided(graph[name].value.domain.scale))
+    """What a port can carry: spikes that have an offset (1 - s) are fired anew."""
+    spikes = signal.divided(graph[name].value.domain.scale)
+    if spikes.offset is not None and spikes.offset.any():
+        return unit(writer, name, [spikes], 0.5, "product")
+    return writer.written(name, spikes)
 
 
 def _process(writer: Writer, product: Product, inputs: list[Signal], tokens: int) -> Signal:

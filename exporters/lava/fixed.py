@@ -28,7 +28,8 @@ from stdeploy.graph.weight import Array
 WEIGHT, SUM, THRESHOLD = 254, 1 << 17, (1 << 17) - 1
 BIAS_MANTISSA, BIAS_EXPONENT = 4095, 7
 LEAK_UNIT = 4096
-ALIGN = 64
+ALIGN_BITS = 6
+ALIGN = 1 << ALIGN_BITS
 SMALLEST_EXPONENT = -8
 MOST_DELAY = 63
 """Steps of a DelaySparse beyond Sparse's one (6 bits)."""
@@ -91,7 +92,10 @@ def quantise(plan: Plan, inputs: InputRange) -> tuple[Plan, list[Unsupported]]:
 
 
 def _counts(matrix: sparse.csr_matrix) -> bool:
-    return bool(np.all((matrix.data == np.round(matrix.data)) & (matrix.data >= 0) & (matrix.data <= WEIGHT)))
+    """Whether Lava keeps the weights as they are: small integers of one sign."""
+    data = matrix.data
+    whole = np.all((data == np.round(data)) & (np.abs(data) <= WEIGHT))
+    return bool(whole and (np.all(data >= 0) or np.all(data <= 0)))
 
 
 def _drive(synapses: Synapses, target: Population, bound: int, unit: float) -> tuple[Synapses, float]:
@@ -135,8 +139,10 @@ def _like(linear: LinearMap, weights: Array) -> LinearMap:
 
 
 def _population(population: Population, scale: float | None) -> Population:
-    if scale is None:  # a unit: integers in, thresholds between two of them
-        return replace(population, leak=LEAK_UNIT, threshold=math.floor(population.threshold))
+    if scale is None:  # a unit: integers in, thresholds between two of them; the bias aligned as they are
+        whole = None if population.bias is None else np.round(population.bias).astype(np.int64)
+        threshold = math.floor(population.threshold)
+        return replace(population, leak=LEAK_UNIT, threshold=threshold, bias=whole, bias_exponent=ALIGN_BITS)
     bias, exponent = None, 0
     if population.bias is not None:
         wanted = population.bias * scale * ALIGN

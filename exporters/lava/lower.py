@@ -237,6 +237,10 @@ def _readout(low: Lowering, node: Node, op: ops.Readout, args: list[Signal]) -> 
     return replace(args[0], readout=op.mode)
 
 
+def _select(low: Lowering, node: Node, op: ops.Select, args: list[Signal]) -> Signal:
+    raise Refusal("it keeps the tokens with the best scores: Lava's connections do not depend on values")
+
+
 def _output(low: Lowering, node: Node, op: ops.Output, args: list[Signal]) -> Signal:
     x = low.writer.written(node.name, args[0])
     if not x.ports:
@@ -264,5 +268,6 @@ LOWER: dict[type[ops.Op], Callable[[Lowering, Node, Any, list[Signal]], Signal]]
     ops.Concat: _concat,
     ops.Slice: _slice,
     ops.Readout: _readout,
+    ops.Select: _select,
     ops.Output: _output,
 }

@@ -102,6 +102,8 @@ def _population(
 def unit(writer: Writer, name: str, signals: list[Signal], threshold: float, role: Role) -> Signal:
     """A memoryless population that fires where the sum of `signals` exceeds `threshold` (between two integers)."""
     arrival = writer.arrivals(name, signals)
-    population = Population(signals[0].size, 1.0, threshold, None, role)
+    offsets = [s.offset for s in signals if s.offset is not None]
+    bias = np.sum(offsets, axis=0) if offsets else None
+    population = Population(signals[0].size, 1.0, threshold, bias, role)
     name = writer.plan.add(name, population, {"a_in": arrival.ports}, arrival.valid)
     return Signal(signals[0].shape, (name,), arrival.valid)
