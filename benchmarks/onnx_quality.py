@@ -25,6 +25,7 @@ from torch import nn
 
 from stdeploy.approximate import measure_all
 from stdeploy.compress import prune
+from stdeploy.compress.masks import apply_masks
 from stdeploy.exporters.onnx import export
 from stdeploy.models import Spikformer
 from stdeploy.models.calibration import calibrate_batchnorm
@@ -115,7 +116,8 @@ def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
         "dsp": write(small, dsp),
     }
     pruned = copy.deepcopy(model)
-    prune(pruned, "l1p", 0.9)
+    masks, _ = prune(pruned, "l1p", 0.9)
+    apply_masks(pruned, masks)
     files = {"dense": folder / "l1p.onnx", "sparse": folder / "sparse.onnx"}
     reports["l1p"] = write(pruned, files["dense"])
     reports["sparse"] = write(pruned, files["sparse"], sparse=True)
