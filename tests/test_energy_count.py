@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdeploy.energy.attention import count_matmul, pairs_of
-from stdeploy.energy.counting import ROLES, Counter, count, count_executor, spikes_of, with_input_class
+from stdeploy.energy.counting import Counter, count, count_executor, spikes_of, with_input_class
+from stdeploy.energy.layers import ROLES
 from stdeploy.energy.ledger import CONSTANTS, NETWORK, QUANTITIES, Class, LayerCount, Ledger
 from stdeploy.energy.synaptic import FIXED
 from stdeploy.errors import UnsupportedError, UserError

@@ -2,95 +2,35 @@
 
 `count` takes a batch's inputs and spikes; `Counter` takes batch after batch; `count_executor` drives an executor
 over a data set. Which graph is counted is the caller's choice: a target's own (what is deployed) or
-the model's (what was trained). An operator that is not in ROLES is refused, never skipped.
+the model's (what was trained). An operator that is not in layers.ROLES is refused, never skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from stdeploy.energy.arithmetic import arithmetic_constants, count_arithmetic
-from stdeploy.energy.attention import (
-    Order,
-    count_gate,
-    count_matmul,
-    count_order,
-    order_constants,
-    orders,
-    pairs_of,
-)
-from stdeploy.energy.ledger import NETWORK, QUANTITIES, Class, LayerCount, Ledger, Role
+from stdeploy.energy.layers import layers_of, network_of, require_counted
+from stdeploy.energy.ledger import NETWORK, QUANTITIES, Class, LayerCount, Ledger
 from stdeploy.energy.reach import Reach
 from stdeploy.energy.signals import Signals
-from stdeploy.energy.sums import per_sample
-from stdeploy.energy.synaptic import Synapses, count_synapses, input_class, synapses
 from stdeploy.energy.tally import JointTally, Tally
-from stdeploy.errors import Unsupported, UnsupportedError, UserError
+from stdeploy.errors import UserError
 from stdeploy.graph import ops
 from stdeploy.graph.execution import Executor, batch_size
 from stdeploy.graph.graph import Graph, Node, rewrite
-from stdeploy.graph.value import Domain, Time
+from stdeploy.graph.value import Domain
 from stdeploy.graph.value import count as count_domain
 from stdeploy.graph.weight import Array
 from stdeploy.pairing import pairs, take
-
-ROLES: dict[type[ops.Op], Role | None] = {
-    ops.Input: None,
-    ops.Constant: None,
-    ops.Linear: "synapse",
-    ops.Conv: "synapse",
-    ops.Affine: "arithmetic",
-    ops.Neuron: "neuron",
-    ops.MaxPool: "arithmetic",
-    ops.AvgPool: "arithmetic",
-    ops.Reduce: "arithmetic",
-    ops.Add: "arithmetic",
-    ops.Mul: "product",
-    ops.Scale: "arithmetic",
-    ops.MatMul: "attention",
-    ops.Flatten: None,
-    ops.Concat: None,
-    ops.Slice: None,
-    ops.Select: "arithmetic",
-    ops.Readout: "arithmetic",
-    ops.Output: None,
-}
-"""How every operator is counted; None moves or yields values and computes nothing."""
 
 MEMORY_BYTES = 1 << 29
 """Working set that count_executor chooses its batch for."""
 
 LARGEST_COUNT = (1 << 31) - 1
 """Bound of an input that is counted as integers (event frames)."""
-
-
-Counted = Mapping[str, Mapping[str, Array]]
-"""Quantities of the layers that were counted before, by name."""
-
-CountFunction = Callable[[Signals, Reach, Counted], Mapping[str, Array]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One entry of the ledger to come: its facts, and what counts it on a batch's signals."""
-
-    name: str
-    kind: str
-    source: str
-    role: Role
-    time: Time
-    input_class: Class
-    scale: float
-    constants: dict[str, int]
-    count: CountFunction = field(repr=False)
-    parts: tuple[str, ...] = ()
-
-    def rows(self, steps: int) -> int:
-        return steps if self.time == "step" else 1
 
 
 class Counter:
@@ -105,10 +45,10 @@ class Counter:
         self, graph: Graph, *, input_class: Class = "real", facts: Mapping[str, Any] | None = None
     ) -> None:
         self.graph = with_input_class(graph, input_class)
-        _require_counted(self.graph)
+        require_counted(self.graph)
         self.samples = 0
         self._facts = {**facts_of(graph), "input": input_class, **(facts or {})}
-        self._layers = _layers(self.graph)
+        self._layers = layers_of(self.graph)
         steps = self.graph.steps
         self._rows = [
             (i, q, r)
@@ -139,7 +79,7 @@ class Counter:
         batch = signals.batch
         self._steps.add(np.stack([counted[i][q][r] for i, q, r in self._rows]))
         totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in counted]
-        self._totals.add([*totals, _network(self._layers, totals, batch)])
+        self._totals.add([*totals, network_of(self._layers, totals, batch)])
         self.samples += batch
 
     def ledger(self) -> Ledger:
@@ -256,168 +196,3 @@ def with_input_class(graph: Graph, wanted: Class) -> Graph:
         return str(builder.add(known, inputs, name=node.name, source=node.source))
 
     return rewrite(graph, visit)
-
-
-def _require_counted(graph: Graph) -> None:
-    strange = [
-        Unsupported(node.source or node.name, node.kind, "its operations are not counted")
-        for node in graph
-        if type(node.op) not in ROLES
-    ]
-    if strange:
-        raise UnsupportedError("the count would not be complete", strange)
-    if len(graph.inputs) != 1:
-        raise UnsupportedError(
-            "only networks with one input are counted",
-            [Unsupported(n.source or n.name, n.kind, "one input of several") for n in graph.inputs],
-        )
-
-
-def _layers(graph: Graph) -> list[_Layer]:
-    found = [_layer(node, graph) for node in graph]
-    return [layer for layer in found if layer is not None] + [_order(order, graph) for order in orders(graph)]
-
-
-def _layer(node: Node, graph: Graph) -> _Layer | None:
-    role = ROLES[type(node.op)]
-    if role is None:
-        return None
-    constants, counter = _COUNTERS[role](node, graph)
-    return _Layer(
-        node.name,
-        node.kind,
-        node.source,
-        role,
-        node.value.time,
-        joint_class(graph, node.inputs),
-        graph[node.inputs[0]].value.domain.scale,
-        constants,
-        counter,
-    )
-
-
-def joint_class(graph: Graph, names: tuple[str, ...]) -> Class:
-    """The least restricted class among several inputs."""
-    classes = {input_class(graph, name) for name in names}
-    return "real" if "real" in classes else "count" if "count" in classes else "binary"
-
-
-_Facts = tuple[dict[str, int], CountFunction]
-
-
-def _synapse(node: Node, graph: Graph) -> _Facts:
-    layer: Synapses = synapses(node, graph)
-    return layer.constants, lambda signals, reach, counted: count_synapses(layer, signals)
-
-
-def _attention(node: Node, graph: Graph) -> _Facts:
-    op = node.op
-    if not isinstance(op, ops.MatMul):
-        raise TypeError(f"{node.name} is not a MatMul")
-    a, b = (value.shape for value in graph.values(node))
-    constants = _product_constants(node, graph, pairs_of(op, a, b))
-
-    def counter(signals: Signals, reach: Reach, counted: Counted) -> Mapping[str, Array]:
-        real = any(signals.is_real(n) for n in node.inputs)
-        left, right = (signals.nonzero(n) if real else signals.units(n) for n in node.inputs)
-        rows = signals.rows(node.name)
-        return count_matmul(
-            op, signals.operand(node.inputs[0], rows, left), signals.operand(node.inputs[1], rows, right)
-        )
-
-    return constants, counter
-
-
-def _product(node: Node, graph: Graph) -> _Facts:
-    constants = _product_constants(node, graph, int(np.prod(node.value.shape)))
-    return constants, lambda signals, reach, counted: count_gate(node, signals)
-
-
-def _product_constants(node: Node, graph: Graph, dense: int) -> dict[str, int]:
-    left, right = (int(np.prod(value.shape)) for value in graph.values(node))
-    units = (value.domain.maximum is not None and value.domain.scale == 1.0 for value in graph.values(node))
-    left_unit, right_unit = map(int, units)
-    return {
-        "left": left,
-        "right": right,
-        "left_unit": left_unit,
-        "right_unit": right_unit,
-        "outputs": int(np.prod(node.value.shape)),
-        "dense": dense,
-    }
-
-
-def _neuron(node: Node, graph: Graph) -> _Facts:
-    op = node.op
-    if not isinstance(op, ops.Neuron):
-        raise TypeError(f"{node.name} is not a Neuron")
-    parameters = [p for p in (op.tau, op.v_threshold, op.v_reset) if p is not None]
-    constants = {
-        "clocked": int(np.prod(node.value.shape)),
-        "decay": int(op.tau is not None),
-        "parameters": sum(p.size for p in parameters if p.ndim),
-    }
-
-    def counter(signals: Signals, reach: Reach, counted: Counted) -> Mapping[str, Array]:
-        fired = signals.nonzero(node.name)
-        return {"touched": reach.count(node), "spikes": per_sample(fired)}
-
-    return constants, counter
-
-
-def _arithmetic(node: Node, graph: Graph) -> _Facts:
-    constants = arithmetic_constants(node, graph)
-    return constants, lambda signals, reach, counted: count_arithmetic(node, signals, constants["operations"])
-
-
-def _order(order: Order, graph: Graph) -> _Layer:
-    names = (order.q, order.k, order.v)
-    steps = any(graph[n].value.time == "step" for n in names)
-    return _Layer(
-        order.name,
-        order.executed,
-        order.source,
-        "order",
-        "step" if steps else "static",
-        joint_class(graph, names),
-        1.0,
-        order_constants(order, graph),
-        lambda signals, reach, counted: count_order(order, signals, counted),
-        order.nodes,
-    )
-
-
-_COUNTERS: dict[Role, Callable[[Node, Graph], _Facts]] = {
-    "synapse": _synapse,
-    "attention": _attention,
-    "product": _product,
-    "neuron": _neuron,
-    "arithmetic": _arithmetic,
-}
-
-
-def _network(layers: list[_Layer], totals: list[dict[str, Array]], batch: int) -> dict[str, Array]:
-    """NETWORK's quantities of every sample, `[B]`."""
-    out = {
-        name: np.zeros(batch, dtype=np.int64)
-        for prefix in ("", "static.")
-        for name in (prefix + n for n in NETWORK)
-    }
-    for layer, quantities in zip(layers, totals, strict=True):
-        prefix = "static." if layer.time == "static" else ""
-        for name, source in _parts(layer):
-            out[prefix + name] = out[prefix + name] + quantities[source]
-    return out
-
-
-def _parts(layer: _Layer) -> list[tuple[str, str]]:
-    """Which quantities of a layer enter which of the network's."""
-    if layer.role == "synapse":
-        parts = [(f"synops.{layer.input_class}", "synops")]
-        parts += [("unary.count", "unary")] if layer.input_class == "count" else []
-        return parts + ([("indexed", "synops")] if layer.constants["csr"] else [])
-    if layer.role in ("attention", "product"):
-        return [(f"attention.{q}", q) for q in ("coincidence", "left_driven", "right_driven", "unary")]
-    if layer.role == "neuron":
-        return [("neuron.touched", "touched"), ("neuron.spikes", "spikes")]
-    return [("arithmetic.active", "active")] if layer.role == "arithmetic" else []
