@@ -35,9 +35,11 @@ bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/export_onnx.py
 	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/trace_large.py
+	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py
 	$(BIN)/python benchmarks/nir_paper_scale.py
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(BIN)/.ok
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.networks import RATE, spikformer
+from benchmarks.networks import spikformer
 from stdeploy import benchmark, workflow
 from stdeploy.data import random_data
 from stdeploy.errors import UserError
@@ -52,7 +52,7 @@ def proof(model: Path, folder: Path, samples: int) -> dict[str, Any]:
 
 def figure6(models: dict[str, Path], plan: Plan, session: SessionOptions, folder: Path) -> BenchReport:
     """Our ONNX of the dense network and of what DSP leaves at each sparsity, all in the same turns."""
-    specs = []
+    specs, rates = [], {}
     for name, path in models.items():
         source = workflow.open_source(path)
         file = workflow.export(
@@ -60,9 +60,10 @@ def figure6(models: dict[str, Path], plan: Plan, session: SessionOptions, folder
         ).path
         specs.append(benchmark.onnx_spec(name, name, session, path=str(file)))
         graph = source.graph
+        rates[name] = benchmark.firing_rates(benchmark.Network(path, graph, source), random_data(graph, 1))
     inputs = Batches(random_data(graph, max(plan.batches), plan.seed))
     points = measure(specs, inputs, plan, log=log)
-    return BenchReport(examine_machine(session.device), plan, tuple(points), "standard normal noise")
+    return BenchReport(examine_machine(session.device), plan, tuple(points), "standard normal noise", rates)
 
 
 def kept(report: BenchReport) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--samples", type=int, default=1, help="samples of the proof, 0 for none")
+    parser.add_argument("--networks", type=Path, help="folder that keeps the calibrated networks")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     name = "latency.json" if arguments.device == "cpu" else f"latency_{arguments.device}.json"
@@ -93,8 +95,10 @@ def main() -> int:
     plan = Plan((1, 8), (arguments.threads,), None, arguments.rounds, arguments.seconds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        networks = arguments.networks or folder
+        networks.mkdir(parents=True, exist_ok=True)
         log("calibrating the dense network")
-        dense = spikformer(folder / "dense.pt")
+        dense = spikformer(networks / "dense.pt")
         options = benchmark.BenchOptions(("torch", "dynamo", "onnx"), session)
         try:
             report = benchmark.bench(dense, [], None, plan, options, folder=folder, log=log)
@@ -104,13 +108,12 @@ def main() -> int:
         models = {"dense": dense}
         for sparsity in SPARSITIES:
             log(f"calibrating DSP p = {sparsity:.0%}")
-            models[f"p = {sparsity:.0%}"] = spikformer(folder / f"dsp{sparsity}.pt", sparsity)
+            models[f"p = {sparsity:.0%}"] = spikformer(networks / f"dsp{sparsity}.pt", sparsity)
         compressed = figure6(models, plan, session, folder)
         log("comparing every spike")
         proven = proof(dense, folder, arguments.samples) if arguments.samples else None
     document = {
         "network": "Spikformer-4-384-1536, 32x32, T = 4, random weights",
-        "rate": RATE,
         "candidates": kept(report),
         "dsp": kept(compressed),
         "proof": proven,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,20 +16,12 @@ from stdeploy.graph.ops import Input, Output, Readout
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.bench.engine import Batches, measure
 from stdeploy.runtime.bench.machine import available_cores, examine_machine
+from stdeploy.runtime.bench.needs import CANDIDATES, lacking
 from stdeploy.runtime.bench.process import Spec, WorkerProcess
 from stdeploy.runtime.bench.report import BASELINE, BenchReport, Plan
 from stdeploy.runtime.bench.turns import PlayerError
 from stdeploy.runtime.sessions import SessionOptions
 from stdeploy.workflow import Source, SourceOptions, export, lower, open_source
-
-CANDIDATES = {
-    "torch": "the model in PyTorch, eager",
-    "compile": "the model in PyTorch, torch.compile",
-    "dynamo": "torch.onnx.export(dynamo=True) of the model, in onnxruntime",
-    "onnx": "stdeploy's ONNX file in onnxruntime",
-    "openvino": "stdeploy's ONNX file in OpenVINO",
-}
-"""Candidates by the name that `--candidate` takes."""
 
 ALL = "all"
 """Every candidate that can run here."""
@@ -282,21 +271,6 @@ def _chosen(options: BenchOptions, networks: Mapping[str, Network]) -> tuple[lis
     return [n for n in able if n not in missing], [
         f"{n} is left out: {missing[n]}" for n in able if n in missing
     ]
-
-
-def lacking(candidate: str, device: str = "cpu") -> str | None:
-    """What a candidate needs and is not here; None where it can be tried."""
-    needs = {"dynamo": ("onnxscript", "onnxruntime"), "onnx": ("onnxruntime",), "openvino": ("openvino",)}
-    for package in needs.get(candidate, ()):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-    if candidate == "compile" and device == "cpu":
-        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
-        if not any(shutil.which(name) for name in compilers if name):
-            return "torch.compile finds no C++ compiler"
-    if candidate == "openvino" and device != "cpu":
-        return "it runs on the CPU only"
-    return None
 
 
 def _require_onnx(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from stdeploy import __version__
 from stdeploy.errors import UserError
 from stdeploy.exporters import load_target, targets
+from stdeploy.runtime.bench import needs
 
 PACKAGES = ("torch", "numpy", "onnx", "nir", "onnxruntime", "onnxruntime-gpu", "openvino")
 READERS = ("snntorch", "spikingjelly", "nirtorch", "norse", "torchvision")
@@ -72,6 +73,7 @@ def examine() -> Environment:
             "uninstall both, then install one"
         )
     parts.append(_lava(warnings))
+    parts.append(Part("bench candidates", *needs.summary()))
     states = target_states()
     for state in states:
         parts.append(

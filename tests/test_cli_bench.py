@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from stdeploy.exporters.onnx import export
 from stdeploy.graph.file import save_graph
 from stdeploy.models import Spikformer, SpikformerConfig
 from stdeploy.models.calibration import calibrate_batchnorm
+from stdeploy.runtime.bench import needs
+from stdeploy.workflow import SourceOptions
 from tests.graphs import spikformer_graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,13 +198,19 @@ def test_a_device_that_is_not_there_fails_every_candidate(capsys: pytest.Capture
 
 
 def test_candidates_that_cannot_run_here_are_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
-    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)  # type: ignore[attr-defined]
-    assert benchmark.lacking("openvino") == "openvino is not installed"
-    assert benchmark.lacking("dynamo") == "onnxscript is not installed"
-    assert benchmark.lacking("compile") == "torch.compile finds no C++ compiler"
-    assert benchmark.lacking("torch") is None
-    assert benchmark.lacking("compile", "cuda") is None
+    assert needs.lacking("compile", "cuda") is None and needs.lacking("torch") is None
+    assert needs.lacking("openvino", "cuda") in ("it runs on the CPU only", "openvino is not installed")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert needs.lacking("compile") == "torch.compile finds no C++ compiler"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    assert needs.lacking("dynamo") == "onnxscript is not installed"
+    able, remarks = needs.summary()
+    assert able == "3 of 5"
+    assert "no dynamo: onnxscript is not installed" in remarks and "no compile" in remarks
+    networks = {"model": benchmark.open_network(Path("net.pt"), SourceOptions())}
+    names, notes = benchmark._chosen(benchmark.BenchOptions(), networks)
+    assert names == ["torch", "onnx", "openvino"]
+    assert notes[1] == "dynamo is left out: onnxscript is not installed"
 
 
 def test_ctrl_c_leaves_neither_process_nor_folder(folder: Path, tmp_path: Path) -> None:
