@@ -36,6 +36,7 @@ bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/trace_large.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/latency.py --device cuda
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py
 	$(BIN)/python benchmarks/nir_paper_scale.py
