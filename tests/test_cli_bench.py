@@ -198,6 +198,7 @@ def test_a_device_that_is_not_there_fails_every_candidate(capsys: pytest.Capture
 
 
 def test_candidates_that_cannot_run_here_are_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = {"model": benchmark.open_network(Path("net.pt"), SourceOptions())}
     assert needs.lacking("compile", "cuda") is None and needs.lacking("torch") is None
     assert needs.lacking("openvino", "cuda") in ("it runs on the CPU only", "openvino is not installed")
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -207,7 +208,6 @@ def test_candidates_that_cannot_run_here_are_left_out_with_a_note(monkeypatch: p
     able, remarks = needs.summary()
     assert able == "3 of 5"
     assert "no dynamo: onnxscript is not installed" in remarks and "no compile" in remarks
-    networks = {"model": benchmark.open_network(Path("net.pt"), SourceOptions())}
     names, notes = benchmark._chosen(benchmark.BenchOptions(), networks)
     assert names == ["torch", "onnx", "openvino"]
     assert notes[1] == "dynamo is left out: onnxscript is not installed"
