@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def main() -> int:
     if PROVIDERS[arguments.device] not in load_onnxruntime().get_available_providers():
         print(f"skipped: no {PROVIDERS[arguments.device]} on this machine", file=sys.stderr)
         return 0
-    plan = Plan((1, 8), (arguments.threads,), None, arguments.rounds, arguments.seconds)
+    plan = Plan((1, 8), (arguments.threads,), "onnx", arguments.rounds, arguments.seconds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         networks = arguments.networks or folder
@@ -107,7 +108,7 @@ def main() -> int:
         for sparsity in SPARSITIES:
             log(f"calibrating DSP p = {sparsity:.0%}")
             models[f"p = {sparsity:.0%}"] = spikformer(networks / f"dsp{sparsity}.pt", sparsity)
-        compressed = figure6(models, plan, session, folder)
+        compressed = figure6(models, replace(plan, reference="dense"), session, folder)
         log("comparing every spike")
         proven = proof(dense, folder, arguments.samples) if arguments.samples else None
     document = {

@@ -39,9 +39,8 @@ def latency(document: dict[str, Any]) -> str:
             if row["status"] != "ok":
                 lines.append(f"| {LABELS[name]} | {point['batch']} | {row['status']} | | | |")
                 continue
-            ratio = ours["latency_ms_p50"] / row["latency_ms_p50"] if ours["latency_ms_p50"] else None
             cells = [_ms(row["latency_ms_p50"]), _ms(row["latency_ms_p90"]), f"{row['samples_per_s']:.1f}"]
-            shown = "" if ratio is None or name == "onnx" else f"{ratio:.2f}"
+            shown = "" if name == "onnx" else _against(ours, row, document["candidates"]["plan"]["reference"])
             lines.append(f"| {LABELS[name]} | {point['batch']} | {' | '.join(cells)} | {shown} |")
     return "\n".join([*lines, "", _machine(document["candidates"])])
 
@@ -79,6 +78,19 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _against(ours: dict[str, Any], row: dict[str, Any], reference: str) -> str:
+    """Our median over a row's; with its interval where one of the two is what ratios were taken of."""
+    if ours["status"] != "ok":
+        return ""
+    if reference == row["candidate"]:
+        return _ratio(ours["ratio"])
+    if reference != ours["candidate"]:
+        return f"{ours['latency_ms_p50'] / row['latency_ms_p50']:.2f}"
+    ratio = row["ratio"]
+    low, high = (None if bound is None else 1 / bound for bound in (ratio["high"], ratio["low"]))
+    return _ratio({"value": 1 / ratio["value"], "low": low, "high": high})
 
 
 def _ratio(ratio: dict[str, Any]) -> str:
