@@ -33,9 +33,9 @@ test: $(BIN)/.ok .venv-lava/.ok
 
 bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/export_onnx.py
-	$(BIN)/python benchmarks/onnx_quality.py
+	$(BIN)/python benchmarks/onnx_quality.py --networks out/networks
 	$(BIN)/python benchmarks/trace_large.py
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/latency.py --networks out/networks
 	$(BIN)/python benchmarks/latency.py --device cuda
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py

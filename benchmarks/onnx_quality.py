@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,17 +21,18 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from export_onnx import machine
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.export_onnx import machine
+from benchmarks.networks import spikformer
 from stdeploy.approximate import measure_all
+from stdeploy.checkpoint import load_checkpoint
 from stdeploy.compress import prune
 from stdeploy.compress.masks import apply_masks
 from stdeploy.exporters.onnx import export
-from stdeploy.models import Spikformer
-from stdeploy.models.calibration import calibrate_batchnorm
-from stdeploy.models.presets import spikformer_cifar10
-from stdeploy.models.spikformer import BlockDims
+from stdeploy.models.calibration import firing_rates
 from stdeploy.passes.pipelines import PIPELINES, run_pipeline
 from stdeploy.runtime.bench.statistics import ratio_of_medians, summarise
 from stdeploy.runtime.bench.turns import Timed, take_turns
@@ -41,21 +43,10 @@ from stdeploy.trace import trace
 from stdeploy.verify import compare
 
 SHAPE = (3, 32, 32)
-RATE = 0.1
-DSP_90 = BlockDims((4,) * 12, (4,) * 12, 153)
-"""Spikformer-4-48-153: what DSP leaves at p = 90 % (paper 003, table 2)."""
 
 
 def noise(batch: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, *SHAPE)).astype(np.float32)
-
-
-def calibrated(**changes: Any) -> tuple[nn.Module, float]:
-    """A Spikformer of that configuration, and its mean firing rate."""
-    torch.manual_seed(0)
-    model = Spikformer(spikformer_cifar10(**changes)).eval()
-    rates = calibrate_batchnorm(model, torch.from_numpy(noise(1, seed=2)), rate=RATE, tries=7)
-    return model, sum(rates.values()) / len(rates)
 
 
 def write(model: nn.Module, path: Path, **options: Any) -> dict[str, Any]:
@@ -106,9 +97,16 @@ def latency(files: dict[str, Path], batch: int, threads: int, rounds: int) -> di
     }
 
 
-def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
-    model, rate = calibrated()
-    small, small_rate = calibrated(blocks=(DSP_90,) * 4)
+def opened(path: Path) -> tuple[nn.Module, float]:
+    """A calibrated network, and its mean firing rate on the noise that is timed."""
+    model = load_checkpoint(path).module.eval()
+    rates = firing_rates(model, torch.from_numpy(noise(2)))
+    return model, sum(rates.values()) / len(rates)
+
+
+def measure(folder: Path, networks: Path, threads: int, rounds: int) -> dict[str, Any]:
+    model, rate = opened(spikformer(networks / "dense.pt"))
+    small, small_rate = opened(spikformer(networks / "dsp0.9.pt", 0.9))
     ours, int8, dsp = (folder / f"{name}.onnx" for name in ("ours", "int8", "dsp"))
     reports = {
         "ours": write(model, ours),
@@ -177,10 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--networks", type=Path, help="folder that keeps the calibrated networks")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "onnx_quality.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.threads, arguments.rounds)
+        networks = arguments.networks or Path(folder)
+        networks.mkdir(parents=True, exist_ok=True)
+        result = measure(Path(folder), networks, arguments.threads, arguments.rounds)
     table = rows(result)
     document = {
         "benchmark": "ONNX files of Spikformer-4-384-1536 (32x32, T = 4)",

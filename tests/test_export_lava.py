@@ -128,7 +128,7 @@ def test_too_many_units_are_refused_and_auto_takes_the_process() -> None:
     ("options", "text"),
     [
         ({"speed": 1}, "no option speed"),
-        ({"attention": "magic"}, "attention is 'magic'"),
+        ({"attention": "magic"}, "attention 'magic' is not supported"),
         ({"max_units": 0}, "positive integer"),
         ({"max_synapses": True}, "positive integer"),
         ({"fixed": 1}, "true or false"),

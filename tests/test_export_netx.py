@@ -153,7 +153,7 @@ def test_what_a_layer_cannot_have() -> None:
 def test_options_that_mean_nothing_in_a_netx_file() -> None:
     with pytest.raises(UserError, match="attention has no meaning"):
         lava.check(dense(), {**NETX, "attention": "units"})
-    with pytest.raises(UserError, match="format is 'hdf4'"):
+    with pytest.raises(UserError, match="format 'hdf4' is not supported"):
         lava.check(dense(), {"format": "hdf4"})
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from stdeploy.errors import UserError
 from stdeploy.exporters.nir.dialect import DEFAULT
+from stdeploy.exporters.options import known_options, require_counts
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,9 @@ class Options:
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """UserError where an option is unknown, not a positive integer, or names no dialect."""
-        known = [f.name for f in fields(cls)]
-        given = dict(options or {})
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise UserError(
-                f"the NIR target has no option {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
-            )
+        given = known_options("NIR", cls, options)
         dialect = given.get("dialect", DEFAULT)
         if not isinstance(dialect, str):
             raise UserError(f"dialect is a name or a path, not {dialect!r}")
-        for name, value in given.items():
-            if name == "dialect":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is a positive integer, not {value!r}")
+        require_counts(given, *(set(given) - {"dialect"}))
         return cls(**given)

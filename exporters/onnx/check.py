@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stdeploy.errors import Unsupported, UserError
 from stdeploy.exporters.onnx.int8 import overflows
+from stdeploy.exporters.options import known_options, require_choice, require_flags
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.value import REAL
@@ -47,24 +48,13 @@ class Options:
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """UserError where an option is unknown, has a value that it cannot have, or does not go with another."""
-        given = dict(options or {})
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise UserError(
-                f"the ONNX target has no option {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
-            )
+        given = known_options("ONNX", cls, options)
         opset = given.get("opset", cls.opset)
         if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
             raise UserError(f"opset {opset!r} is not supported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}")
-        for name in ("spikes", "sparse"):
-            if not isinstance(given.get(name, False), bool):
-                raise UserError(f"{name} is true or false, not {given[name]!r}")
-        for name, choices in (("precision", ("fp32", "fp16")), ("weights", ("fp32", "int8"))):
-            if given.get(name, "fp32") not in choices:
-                raise UserError(
-                    f"{name} {given[name]!r} is not supported", hint=f"known: {', '.join(choices)}"
-                )
+        require_flags(given, "spikes", "sparse")
+        require_choice(given, "precision", ("fp32", "fp16"))
+        require_choice(given, "weights", ("fp32", "int8"))
         parsed = cls(**given)
         if parsed.weights == "int8" and (parsed.sparse or parsed.precision == "fp16"):
             other = "sparse" if parsed.sparse else "fp16"
