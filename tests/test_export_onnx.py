@@ -101,6 +101,25 @@ def test_pointwise_operators_in_both_layouts(form: str, layout: str, steps: int)
     agree(net.done(total, gate, rows))
 
 
+@pytest.mark.parametrize("kind", ["affine", "constant", "neuron"])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_numbers_per_channel_behind_a_reduction_over_tokens(kind: str, mean: bool, keep: bool) -> None:
+    """OpenVINO 2026.4 takes them as numbers per sample where the reduction is [B, C, N] -> [B, C]."""
+    net = Net((4, 6), steps=5, layout="TB")
+    reduced = net.add(ops.Reduce((1,), mean, keep), name="reduced")
+    if kind == "affine":
+        y = net.add(ops.Affine(net.normal(4) + 2, net.normal(4)), reduced, name="bn")
+    elif kind == "neuron":
+        taus = np.array([1.3, 2.0, 3.7, 1.1])
+        y = net.add(ops.Neuron(taus, np.full(4, 0.3), np.array(-0.1)), reduced, name="lif")
+    else:
+        value = net.builder.value(reduced)
+        constant = net.builder.add(ops.Constant(net.normal(*value.shape), value.axes), (), name="constant")
+        y = net.add(ops.Add(), reduced, constant, name="sum")
+    agree(net.done(y))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("per_step", [False, True])

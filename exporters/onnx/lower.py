@@ -213,8 +213,19 @@ def _reduce(low: Lowering, node: Node, op: ops.Reduce, args: list[Lowered]) -> L
         y = em.reduce(kind, rows, [1], False, node.name)
         return Lowered(node.value, {"last" if op.keepdims else "first": y})
     tensor = low.layouts.read(x, "first", node.name)
+    if op.over == (1,) and len(shape) == 2 and _scaled_or_shifted(low, node):
+        # OpenVINO 2026.4 takes numbers per channel behind [B, C, N] -> [B, C] as numbers per sample
+        tensor = em.reshape(tensor, (-1, shape[0], 1, shape[1]), node.name)
+        y = em.reduce(kind, tensor, [3] if op.keepdims else [2, 3], False, node.name)
+        return Lowered(node.value, {"first": y})
     y = em.reduce(kind, tensor, [a + 1 for a in op.over], op.keepdims, node.name)
     return Lowered(node.value, {"first": y})
+
+
+def _scaled_or_shifted(low: Lowering, node: Node) -> bool:
+    """Whether a reader of `node` may turn into a product or sum with numbers per channel."""
+    harmless = (ops.Linear, ops.Neuron, ops.Readout, ops.Output)
+    return any(not isinstance(reader.op, harmless) for reader in low.graph if node.name in reader.inputs)
 
 
 def _matmul(low: Lowering, node: Node, op: ops.MatMul, args: list[Lowered]) -> Lowered:
