@@ -191,6 +191,37 @@ def test_an_operator(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got.outputs["output"], wanted.outputs["output"], atol=1e-12)
 
 
+def repeated_sums() -> Graph:
+    """x + x, (x + x) + x and their sum with itself: what Lava calls a connection made twice."""
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder(3)
+    x = builder.add(ops.Input((3, 4), ("channel", "token"), "TB"), name="input")
+    weight = Weight.dense(rng.standard_normal((4, 3)).astype(np.float32))
+    neuron = ops.Neuron(np.asarray(1.7), np.asarray(0.2), np.asarray(-0.1))
+    x = builder.add(ops.Linear(weight, rng.standard_normal(4)), (x,), name="fc")
+    x = builder.add(neuron, (x,), name="lif")
+    two = builder.add(ops.Add(), (x, x), name="two")
+    three = builder.add(ops.Add(), (two, x), name="three")
+    six = builder.add(ops.Add(), (three, three), name="six")
+    last = ops.Neuron(np.asarray(1.7), np.asarray(3.0), np.asarray(-0.1))
+    y = builder.add(last, (six,), name="lif2")
+    builder.add(ops.Output("output", "TB"), (y,), name="out")
+    return builder.build()
+
+
+def test_a_port_feeds_an_input_once(tmp_path: Path) -> None:
+    graph = repeated_sums()
+    x = random_inputs(graph, 3)
+    assert every_layer_fires(graph, x)
+    reference = exported(graph, tmp_path / "net")
+    for process in reference.file.processes:
+        for sources in process["inputs"].values():
+            assert len(set(sources)) == len(sources), process["name"]
+    wanted, got = interpret(graph, x), reference.run(x)
+    for name, spikes in wanted.spikes.items():
+        np.testing.assert_array_equal(got.spikes[name], spikes, err_msg=name)
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum", "last"])
 def test_a_bias_behind_a_readout(mode: Any, tmp_path: Path) -> None:
     builder = GraphBuilder(3)

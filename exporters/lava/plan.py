@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Synapses:
-    """lava Sparse: a = W s, one step later; `exponent` (fixed point): shifted right by -exponent."""
+    """lava Sparse: a = W s, one step later; `exponent` (fixed point): times 2^exponent, rounded down."""
 
     map: LinearMap
     exponent: int = 0
@@ -114,7 +114,9 @@ class Plan:
     output_unit: float = 1.0
 
     def add(self, name: str, process: Process, inputs: dict[str, tuple[str, ...]], valid: int) -> str:
-        """Append a process under a free name."""
+        """Append a process under a free name; ValueError where a port would be connected twice, which Lava refuses."""
+        if any(len(set(sources)) < len(sources) for sources in inputs.values()):
+            raise ValueError(f"{name} is fed twice by one of {inputs}")
         free, k = name, 0
         while free in self.processes:
             k += 1

@@ -123,9 +123,10 @@ class Writer:
         if not a.ports or not b.ports:
             return replace(a if a.ports else b, offset=offset, readout=readout)
         a, b = self.written(name, a), self.written(name, b)
-        if set(a.ports) & set(b.ports):  # a port counts once in an input's sum
-            b = self.delayed(b, b.valid + HOP)
         a, b = self.aligned([a, b])
+        if set(a.ports) & set(b.ports):  # Lava connects two ports once
+            copy = self._synapses(f"{name}.copy", _identity(b), b)
+            a, b = self.aligned([a, replace(b, ports=(copy,), valid=b.valid + HOP)])
         return replace(a, ports=(*a.ports, *b.ports), offset=offset, readout=readout)
 
     def arrivals(
@@ -142,12 +143,15 @@ class Writer:
         `weighed`: through a Sparse, also where the ports could be connected as they are.
         """
         waiting = []
+        connected: set[str] = set()
         for signal in signals:
             if not signal.ports:
                 continue
             linear = self._drive(signal, gain, rows)
-            if linear is None and weighed:
+            if linear is None and (weighed or connected & set(signal.ports)):
                 linear = _identity(signal)
+            if linear is None:
+                connected |= set(signal.ports)
             waiting.append((signal, linear, signal.valid + (HOP if linear is not None else 0)))
         if not waiting:
             raise Refusal("a constant alone drives it", "run the 'lava' pass pipeline")
