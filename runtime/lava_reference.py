@@ -68,7 +68,8 @@ class LavaReference:
         kind = process["kind"]
         if kind == "synapses":
             total = np.asarray(self.matrices[process["name"]] @ gathered["s_in"])
-            return total >> -process["exponent"] if self.fixed else total
+            exponent = process["exponent"]
+            return total << exponent if exponent > 0 else total >> -exponent if exponent else total
         if kind == "delay":
             return np.asarray(gathered["s_in"])
         if kind == "attention":

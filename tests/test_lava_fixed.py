@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -102,3 +103,50 @@ def test_a_sum_of_reals_before_a_neuron_is_refused() -> None:
     found = lava.check(graph, {"fixed": True})
     assert {u.where for u in found} == {"shortcut.synapses", "shortcut.synapses.1"}
     assert all("no common 8-bit scale" in u.reason for u in found)
+
+
+def test_the_input_and_spikes_have_no_common_unit() -> None:
+    """An input of integers of 1/64 beside spikes was summed as if both were spikes."""
+    for end in ("neuron", "output"):
+        builder = GraphBuilder(2)
+        x = builder.add(ops.Input((3, 2), ("channel", "token"), "TB"), name="input")
+        fired = builder.add(ops.Neuron(np.asarray(2.0), np.asarray(0.1), np.asarray(0.0)), (x,), name="lif")
+        x = builder.add(ops.Add(), (x, fired), name="shortcut")
+        if end == "neuron":
+            x = builder.add(ops.Neuron(np.asarray(2.0), np.asarray(0.1), np.asarray(0.0)), (x,), name="lif2")
+        builder.add(ops.Output("output", "TB"), (x,), name="out")
+        graph = builder.build()
+        (refusal,) = lava.check(graph, {"fixed": True})
+        assert "units differ" in refusal.reason and "input_unit" in str(refusal.hint)
+        assert lava.check(graph, {"fixed": True, "input_unit": 1}) == lava.check(graph) == []
+
+
+def layer_by_layer(weight: np.ndarray, bias: np.ndarray, threshold: float, folder: Path) -> float:
+    """Share of spikes that fixed point changes behind one Linear of spikes, T = 8."""
+    builder = GraphBuilder(8)
+    x = builder.add(ops.Input((weight.shape[1], 4), ("channel", "token"), "TB"), name="input")
+    x = builder.add(ops.Neuron(np.asarray(2.0), np.asarray(0.1), np.asarray(0.0)), (x,), name="lif")
+    x = builder.add(ops.Linear(Weight.dense(weight.astype(np.float32)), bias), (x,), name="fc")
+    neuron = ops.Neuron(np.asarray(2.0), np.asarray(threshold), np.asarray(0.0))
+    x = builder.add(neuron, (x,), name="lif2")
+    builder.add(ops.Output("output", "TB"), (x,), name="out")
+    graph = builder.build()
+    x_in = random_inputs(graph, 4)
+    wanted = interpret(graph, x_in)
+    assert 0 < wanted.spikes["lif2"].mean() < 1
+    lava.export(graph, folder, {"fixed": True})
+    got = LavaReference(folder).run(x_in, wanted.spikes)
+    return float((got.spikes["lif2"] != wanted.spikes["lif2"]).mean())
+
+
+def test_biases_fire_alone_where_every_weight_is_zero(tmp_path: Path) -> None:
+    bias = np.array([0.1, 0.5, 0.7, 1.2, -0.3])
+    assert layer_by_layer(np.zeros((5, 4)), bias, 0.6, tmp_path / "net") == 0
+
+
+def test_a_weight_far_above_the_threshold_leaves_the_threshold_fine(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((40, 6)) * 1000
+    assert layer_by_layer(weight, rng.uniform(-1, 1, 40), 0.6, tmp_path / "net") < 0.02
+    document = json.loads((tmp_path / "net" / "network.json").read_text())
+    assert any(p.get("exponent", 0) > 0 for p in document["processes"])

@@ -3,7 +3,7 @@
 A population and the one Sparse that drives it share a scale s, integers per unit of the membrane. Lava computes
 (lava.proc.sparse.models, lava.proc.lif.models)
 
-    a = (W s_in) >> -exponent        W even in [-256, 254], or of one sign in [-255, 0] or [0, 255]
+    a = (W s_in) 2^exponent          W even in [-256, 254], or of one sign in [-255, 0] or [0, 255]
     v = trunc(v (4096 - dv) / 4096) + 64 a + (bias_mant << bias_exp),     fires at v > 64 vth
 
 so W = s unit(s_in) w 2^-exponent rounded, vth = ceil(s threshold) - 1 (the model fires at >=), dv = 4096 / tau. s is as
@@ -30,7 +30,7 @@ BIAS_MANTISSA, BIAS_EXPONENT = 4095, 7
 LEAK_UNIT = 4096
 ALIGN_BITS = 6
 ALIGN = 1 << ALIGN_BITS
-SMALLEST_EXPONENT = -8
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -8, 7
 MOST_DELAY = 63
 """Steps of a DelaySparse beyond Sparse's one (6 bits)."""
 
@@ -63,6 +63,8 @@ def quantise(plan: Plan, inputs: InputRange) -> tuple[Plan, list[Unsupported]]:
         bound = sum(bounds[s] for s in sources)
         unit = units[sources[0]] if sources else inputs.unit
         bounds[name], units[name] = bound, unit
+        if not refused and len({units[s] for s in sources}) > 1:
+            refused.append(_mixed(name, type(process).__name__))
         if isinstance(process, Source):
             bounds[name] = inputs.limit
         elif isinstance(process, Synapses):
@@ -71,7 +73,7 @@ def quantise(plan: Plan, inputs: InputRange) -> tuple[Plan, list[Unsupported]]:
                 process, scales[driven[name]] = _drive(process, target, bound, unit)
             elif name in plan.output and len(plan.output) == 1:
                 process, scale = _weights(process, bound, unit, math.inf)
-                units[name] = out.output_unit = 1 / scale
+                units[name] = 1 / scale
             elif not _counts(process.map.matrix):
                 refused.append(
                     Unsupported(name, "Synapses", "a sum of real numbers before a neuron has no common 8-bit scale",
@@ -88,7 +90,17 @@ def quantise(plan: Plan, inputs: InputRange) -> tuple[Plan, list[Unsupported]]:
         elif isinstance(process, Attention):
             bounds[name] = process.tokens * max(process.heads_q)
         out.processes[name] = process
+    out.output_unit = units[plan.output[0]]
+    if not refused and len({units[s] for s in plan.output}) > 1:
+        refused.append(_mixed("", "Output"))
     return out, refused
+
+
+def _mixed(name: str, kind: str) -> Unsupported:
+    return Unsupported(
+        name, kind, "it sums the input's integers and spikes, whose units differ",
+        "export in floating point, or give an input_unit of 1 where the input is counts",
+    )  # fmt: skip
 
 
 def _counts(matrix: sparse.csr_matrix) -> bool:
@@ -111,12 +123,15 @@ def _weights(synapses: Synapses, bound: int, unit: float, most: float) -> tuple[
     matrix = synapses.map.matrix
     largest = float(np.abs(matrix.data).max(initial=0.0))
     if largest == 0.0:
-        return replace(synapses, map=_like(synapses.map, np.zeros_like(matrix.data))), 1.0
+        zeros = _like(synapses.map, np.zeros_like(matrix.data))
+        return replace(synapses, map=zeros), most if math.isfinite(most) else 1.0
     # scaled so that the largest weight uses its 8 bits; a scale beyond `most` or the sum's range is shifted away
     weights, step = _rounded(matrix.data, WEIGHT / largest)
     exact = LinearMap(sparse.csr_matrix((weights, matrix.indices, matrix.indptr), shape=matrix.shape))
     rows = np.asarray(abs(exact.matrix).sum(axis=1)).max()
-    excess = max(rows * bound / (SUM - 1), step / unit / most, 1.0)
+    # a coarse weight is shifted up, for the sake of the threshold and the bias beside it
+    finest = 2.0**-LARGEST_EXPONENT if math.isfinite(most) else 1.0
+    excess = max(rows * bound / (SUM - 1), step / unit / most, finest)
     exponent = -math.ceil(math.log2(excess))
     if exponent < SMALLEST_EXPONENT:
         weights, step = _rounded(matrix.data, WEIGHT / largest * 2.0 ** (exponent - SMALLEST_EXPONENT))
