@@ -31,7 +31,7 @@ PYTHON_VARIABLE, TIMEOUT_VARIABLE = "STDEPLOY_LAVA_PYTHON", "STDEPLOY_LAVA_TIMEO
 FOLDER = ".venv-lava"
 TIMEOUT_S = 900.0
 _QUOTED_LINES = 3
-_PATIENCE, _PAUSE_S = 100, 0.02
+_GRACE_S, _PATIENCE, _PAUSE_S = 5.0, 100, 0.02
 _WAY_OUT = "`make lava` sets one up; or set STDEPLOY_LAVA_PYTHON to a Python that has lava-nc"
 
 
@@ -156,13 +156,21 @@ class LavaExecutor:
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a child's process group, and wait until it is gone."""
+    """End a child and what is left of its group, and wait until it is gone.
+
+    Asked first, killed then: Lava's shared memory is freed by the processes themselves.
+    """
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        for _ in range(_PATIENCE):
-            os.killpg(child.pid, 0)
-            time.sleep(_PAUSE_S)
+        child.terminate()
+        try:
+            child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        for number in (0, signal.SIGKILL):
+            for _ in range(_PATIENCE):
+                os.killpg(child.pid, number)
+                time.sleep(_PAUSE_S)
 
 
 def _timeout() -> float:

@@ -11,8 +11,12 @@ membranes just before each sample. network.json lists every process with what fe
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import multiprocessing.util
 import os
+import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -23,6 +27,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, identity, kron
 
 FORMAT = 1
+_PR_SET_PDEATHSIG = 1
 
 
 class Network:
@@ -52,18 +57,44 @@ class Network:
     def streamed(self, inputs: np.ndarray) -> np.ndarray:
         """A batch as [entries, B * T]: every sample's steps, one sample after another."""
         layout, shape = self.description["input"]["layout"], self.description["input"]["shape"]
-        steps = self.steps
+        leads: dict[str, list[Any]] = {"B": ["B"], "BT": ["B", self.steps], "TB": [self.steps, "B"]}
+        lead = leads[layout]
+        wanted = [*lead, *shape]
+        count = inputs.shape[lead.index("B")] if inputs.ndim == len(wanted) else 0
+        if not count or list(inputs.shape) != [count if n == "B" else n for n in wanted]:
+            sys.exit(
+                f"`inputs` has shape {list(inputs.shape)}, the network takes [{', '.join(map(str, wanted))}]"
+            )
+        if inputs.dtype.kind not in "buif" or not np.isfinite(inputs).all():
+            sys.exit("`inputs` holds what is not a finite number")
         if layout == "B":
-            inputs = np.repeat(inputs[:, None], steps, axis=1)
+            inputs = np.repeat(inputs[:, None], self.steps, axis=1)
         elif layout == "TB":
             inputs = np.swapaxes(inputs, 0, 1)
-        if list(inputs.shape[1:]) != [steps, *shape]:
-            sys.exit(f"a sample has shape {list(inputs.shape[1:])}, the network takes {[steps, *shape]}")
-        flat = np.ascontiguousarray(inputs.reshape(len(inputs) * steps, -1).T, dtype=np.float64)
+        flat = np.ascontiguousarray(inputs.reshape(count * self.steps, -1).T, dtype=np.float64)
         if not self.fixed:
             return flat
         unit, limit = (self.description["input"][key] for key in ("unit", "limit"))
         return np.asarray(np.clip(np.round(flat / unit), -limit, limit), np.int32)
+
+    def forced(self, spikes: dict[str, np.ndarray], total: int) -> dict[str, np.ndarray]:
+        """Spikes [T, B, *shape] to force, by neuron layer, as [entries, B * T] by population."""
+        sizes = {p["name"]: p["size"] for p in self.processes}
+        whole: dict[str, np.ndarray] = {}
+        for name, given in spikes.items():
+            layer = self.description["neurons"].get(name)
+            if layer is None:
+                sys.exit(f"--forced names {name}, which the network does not have")
+            wanted = (self.steps, total // self.steps, *layer["shape"])
+            if given.shape != wanted:
+                sys.exit(f"forced spikes of {name} have shape {given.shape}, the neuron {wanted}")
+            by_channel = given.reshape(*given.shape[:3], -1).transpose(2, 3, 1, 0)
+            for part in layer["parts"]:
+                rows = by_channel if part["channels"] is None else by_channel[part["channels"]]
+                process = part["process"]
+                target = whole.setdefault(process, np.zeros((sizes[process], total), np.uint8))
+                target[part["start"] : part["stop"]] = rows.reshape(-1, total)
+        return whole
 
     def samples(self, recorded: np.ndarray, valid: int, count: int) -> np.ndarray:
         """[T, B, entries] of what a process valid from `valid` sent, recorded as [entries, steps]."""
@@ -104,7 +135,7 @@ class Simulation:
             name = self._parent[name]
         return name
 
-    def run(self, sinks: dict[str, tuple[str, list[Any]]]) -> dict[str, np.ndarray]:
+    def run(self, sinks: dict[str, tuple[str, list[Any]]], scratch: str) -> dict[str, np.ndarray]:
         """What each sink's ports sent at every step, `[entries, total]`; `sinks`: a process and the ports to sum."""
         from lava.magma.core.run_conditions import RunSteps
         from lava.magma.core.run_configs import Loihi2SimCfg
@@ -114,22 +145,21 @@ class Simulation:
         for name, (process, _) in sinks.items():
             groups.setdefault(self.group(process), []).append(name)
         recorded: dict[str, np.ndarray] = {}
-        with tempfile.TemporaryDirectory(prefix="lava-") as folder:
-            made: dict[str, Any] = {}
-            files = {name: os.path.join(folder, str(i)) for i, name in enumerate(sinks)}
-            for name, (_, ports) in sinks.items():
-                made[name] = Recorder(shape=ports[0].shape, total=self.total, path=files[name])
-                for port in ports:
-                    port.connect(made[name].a_in)
-            for names in groups.values():
-                last = made[names[0]]
-                last.run(
-                    condition=RunSteps(num_steps=self.total),
-                    run_cfg=Loihi2SimCfg(select_tag=self.network.precision),
-                )
-                last.stop()
-                for name in names:
-                    recorded[name] = np.fromfile(files[name]).reshape(self.total, -1).T
+        made: dict[str, Any] = {}
+        files = {name: os.path.join(scratch, str(i)) for i, name in enumerate(sinks)}
+        for name, (_, ports) in sinks.items():
+            made[name] = Recorder(shape=ports[0].shape, total=self.total, path=files[name])
+            for port in ports:
+                port.connect(made[name].a_in)
+        for names in groups.values():
+            last = made[names[0]]
+            last.run(
+                condition=RunSteps(num_steps=self.total),
+                run_cfg=Loihi2SimCfg(select_tag=self.network.precision),
+            )
+            last.stop()
+            for name in names:
+                recorded[name] = np.fromfile(files[name]).reshape(self.total, -1).T
         return recorded
 
 
@@ -191,13 +221,12 @@ def _shifted(data: np.ndarray, valid: int, total: int) -> np.ndarray:
 
 
 def simulate(
-    network: Network, inputs: np.ndarray, forced: dict[str, np.ndarray], spikes: bool
+    network: Network, data: np.ndarray, forced: dict[str, np.ndarray], spikes: bool, scratch: str
 ) -> dict[str, np.ndarray]:
-    """Stream the batch through Lava; `output` and `spikes:<neuron>` as in the module's docstring."""
-    data = network.streamed(inputs)
+    """Run a stream (Network.streamed, .forced) in Lava; `output` and `spikes:<neuron>` as the module says."""
     count = data.shape[1] // network.steps
     total = data.shape[1] + max(network.valid.values())
-    teachers = {name: spike.astype(data.dtype) for name, spike in _populations(network, forced).items()}
+    teachers = {name: spike.astype(data.dtype) for name, spike in forced.items()}
     simulation = Simulation(network, _shifted(data, 1, total), teachers, total)
     ends = network.description["output"]["processes"]
     sinks = {
@@ -206,27 +235,11 @@ def simulate(
     if spikes:
         parts = {p["process"] for layer in network.description["neurons"].values() for p in layer["parts"]}
         sinks |= {name: (name, [simulation.own[name]]) for name in sorted(parts)}
-    recorded = simulation.run(sinks)
+    recorded = simulation.run(sinks, scratch)
     result = {"output": _output(network, recorded.pop(""), count)}
     if spikes:
         result |= {f"spikes:{n}": s for n, s in _layers(network, recorded, count).items()}
     return result
-
-
-def _populations(network: Network, forced: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Forced spikes [T, B, *shape] of neuron layers as [entries, B * T] of populations."""
-    sizes = {p["name"]: p["size"] for p in network.processes}
-    whole: dict[str, np.ndarray] = {}
-    for layer, spikes in forced.items():
-        steps, count, channels = spikes.shape[:3]
-        by_channel = spikes.reshape(steps, count, channels, -1).transpose(2, 3, 1, 0)
-        for part in network.description["neurons"][layer]["parts"]:
-            rows = by_channel if part["channels"] is None else by_channel[part["channels"]]
-            target = whole.setdefault(
-                part["process"], np.zeros((sizes[part["process"]], count * steps), np.uint8)
-            )
-            target[part["start"] : part["stop"]] = rows.reshape(-1, count * steps)
-    return whole
 
 
 def _layers(network: Network, recorded: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
@@ -261,11 +274,14 @@ def _output(network: Network, recorded: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(steps.mean(axis=0) if mode == "mean" else steps.sum(axis=0))
 
 
-def report_at_once() -> None:
-    """End the program where a Lava process raises: by itself Lava may wait for it for ever, and says nothing."""
+def report_at_once() -> str:
+    """A scratch folder; from now on a signal, or an error in a Lava process, ends everything and removes the folder.
+
+    By itself Lava may wait for ever for a process that raised, and says nothing.
+    """
     from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess, mp
 
-    parent = os.getpid()
+    parent, scratch = os.getpid(), tempfile.mkdtemp(prefix="lava-")
 
     def run(self: Any) -> None:
         try:
@@ -274,9 +290,41 @@ def report_at_once() -> None:
         except Exception:  # noqa: BLE001 - whatever a Lava process raises
             traceback.print_exc()
             sys.stderr.flush()
-            os.kill(parent, 15)
+            os.kill(parent, signal.SIGTERM)
+
+    def handle(handler: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    def in_child() -> None:
+        handle(signal.SIG_DFL)
+        if sys.platform == "linux":  # killed with the parent, which may be killed itself
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    def stop(number: int, _frame: Any) -> None:
+        handle(signal.SIG_IGN)
+        for child in multiprocessing.active_children():
+            if isinstance(child, SystemProcess):
+                child.kill()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # ends the manager of the shared memory, which frees it
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(128 + number)  # Lava's own way out waits for the processes just killed
 
     SystemProcess.run = run
+    os.register_at_fork(after_in_child=in_child)
+    handle(stop)
+    return scratch
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; ends the program where it is none."""
+    try:
+        stored = np.load(path)
+        return {name: stored[name] for name in stored.files}
+    except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib each raise their own
+        sys.exit(f"{path} cannot be read as an .npz file: {error}")
 
 
 def main() -> None:
@@ -289,19 +337,24 @@ def main() -> None:
         "--forced", type=Path, help=".npz of spikes by neuron layer that its readers get instead"
     )
     arguments = parser.parse_args()
+    if not os.access(arguments.result.absolute().parent, os.W_OK):
+        sys.exit(f"{arguments.result} cannot be written")
     folder = Path(__file__).resolve().parent
+    network = Network(folder)
+    given = read(arguments.inputs)
+    if "inputs" not in given:
+        sys.exit(f"{arguments.inputs} holds no `inputs`, but {', '.join(given) or 'nothing'}")
+    forced = {} if arguments.forced is None else read(arguments.forced)
+    data = network.streamed(given["inputs"])
+    teachers = network.forced(forced, data.shape[1])
     sys.path.insert(0, str(folder))
     import stdeploy_lava.compat  # noqa: F401
 
-    report_at_once()
-    network = Network(folder)
-    with np.load(arguments.inputs) as stored:
-        inputs = stored["inputs"]
-    forced: dict[str, np.ndarray] = {}
-    if arguments.forced is not None:
-        with np.load(arguments.forced) as stored:
-            forced = {name: stored[name] for name in stored.files}
-    result = simulate(network, inputs, forced, arguments.spikes)
+    scratch = report_at_once()
+    try:
+        result = simulate(network, data, teachers, arguments.spikes, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     np.savez(arguments.result, **result)  # type: ignore[arg-type]
 
 
