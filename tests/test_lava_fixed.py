@@ -117,7 +117,7 @@ def test_the_input_and_spikes_have_no_common_unit() -> None:
         builder.add(ops.Output("output", "TB"), (x,), name="out")
         graph = builder.build()
         (refusal,) = lava.check(graph, {"fixed": True})
-        assert "units differ" in refusal.reason and "input_unit" in str(refusal.hint)
+        assert "units differ" in refusal.reason
         assert lava.check(graph, {"fixed": True, "input_unit": 1}) == lava.check(graph) == []
 
 

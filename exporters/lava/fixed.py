@@ -99,7 +99,7 @@ def quantise(plan: Plan, inputs: InputRange) -> tuple[Plan, list[Unsupported]]:
 def _mixed(name: str, kind: str) -> Unsupported:
     return Unsupported(
         name, kind, "it sums the input's integers and spikes, whose units differ",
-        "export in floating point, or give an input_unit of 1 where the input is counts",
+        "export in floating point (without --fixed)",
     )  # fmt: skip
 
 
