@@ -78,6 +78,7 @@ def test_users_profile_is_read_and_marked(tmp_path: Path) -> None:
         ("value = 2500", "value = -1", "constants.synop.value"),
         ("value = 2500", "value = 0", "constants.synop.value"),
         ("value = 2500", "value = nan", "constants.synop.value"),
+        ("value = 2500", f"value = 1{'0' * 400}", "constants.synop.value"),
         ("value = 2500", "value = true", "constants.synop.value"),
         ("value = 2500", 'value = "2.5"', "constants.synop.value"),
         ("value = 2500", "", "constants.synop.value"),
@@ -119,10 +120,12 @@ def test_constants_that_are_no_tables_are_a_fault() -> None:
 
 def test_files_that_are_no_profiles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("title = ")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    (tmp_path / "long.toml").write_text("a = " + "9" * 5000)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
         load_profile(str(tmp_path / "bad.toml"))
-    for name in ("binary.toml", "absent.toml", "."):
+    for name in ("deep.toml", "long.toml", "binary.toml", "absent.toml", "."):
         with pytest.raises(UserError):
             load_profile(str(tmp_path / name))
     with pytest.raises(UserError, match="no profile 'loihi3'") as caught:

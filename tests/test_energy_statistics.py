@@ -8,6 +8,7 @@ import statistics
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,8 @@ def test_a_damaged_count_is_named(shards: tuple[Ledger, list[Ledger]], tmp_path:
     for broken, reason in (
         ("[]", "not a count"),
         ("{", "cannot read"),
+        ("[" * 100_000, "cannot read"),
+        ("9" * 5000, "cannot read"),
         (json.dumps({**document, "version": 99}), "version 99"),
         (json.dumps({**document, "layers": [{**layer, "steps": {}}]}), "quantities of its role"),
         (json.dumps({**document, "layers": [{**layer, "constants": {"inputs": "x"}}]}), "damaged"),
@@ -161,6 +164,46 @@ def test_a_damaged_count_is_named(shards: tuple[Ledger, list[Ledger]], tmp_path:
         path.write_text(broken)
         with pytest.raises(UserError, match=reason):
             load_ledger(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("samples",), True),
+        (("samples",), float("inf")),
+        (("samples",), 2.0),
+        (("steps",), 99),
+        (("network", "each", "neuron.spikes", "squares"), 0),
+        (("network", "each", "neuron.spikes", "sum"), float("inf")),
+        (("network", "each", "neuron.spikes", "max"), 10**40),
+        (("network", "each", "neuron.spikes", "exact"), "NaN"),
+        (("network", "each", "neuron.spikes", "values", 0, 0), -(10**9)),
+        (("network", "each", "neuron.spikes", "values", 0, 1), -1),
+        (("network", "products", 0, 2), 10**40),
+        (("layers", 0, "role"), "neurons"),
+        (("layers", 0, "time"), "sometimes"),
+        (("layers", 0, "input_class"), 0),
+        (("layers", 0, "scale"), float("nan")),
+        (("layers", 0, "constants", "inputs"), 0),
+        (("layers", 0, "constants", "connections"), -1),
+        (("layers", 0, "steps", "events", 0, "sum"), 1),
+        (("layers", 0, "steps", "events"), []),
+        (("layers", -1, "parts"), ["nothing", "at all"]),
+        (("layers", -1, "kind"), "vk"),
+    ],
+    ids=str,
+)
+def test_a_count_that_no_samples_have_is_refused(
+    shards: tuple[Ledger, list[Ledger]], place: tuple[Any, ...], value: Any
+) -> None:
+    document = json.loads(json.dumps(shards[0].to_json()))
+    assert document["layers"][-1]["role"] == "order"
+    holder = document
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    with pytest.raises(UserError, match="the count is damaged"):
+        Ledger.from_json(document)
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:

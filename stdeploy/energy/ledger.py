@@ -9,13 +9,14 @@ layer at every step, as papers charge the first convolution, multiplies by `Ledg
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from stdeploy.energy.statistics import Joint, Moments
+from stdeploy.energy.statistics import Joint, Moments, integer
 from stdeploy.errors import UserError
 from stdeploy.files import atomic_write
 from stdeploy.graph.value import Time
@@ -199,12 +200,26 @@ class LayerCount:
     def from_json(cls, d: Mapping[str, Any]) -> LayerCount:
         """Inverse of to_json; KeyError, TypeError or ValueError where `d` is not its form."""
         role: Role = d["role"]
+        if (
+            role not in QUANTITIES
+            or d["time"] not in get_args(Time)
+            or d["input_class"] not in get_args(Class)
+        ):
+            raise ValueError(f"{d['name']} has an unknown role, time or class of input")
+        if not (0 < float(d["scale"]) < math.inf):
+            raise ValueError(f"{d['name']} has the scale {d['scale']}")
         steps = {str(q): tuple(Moments.from_json(m) for m in rows) for q, rows in d["steps"].items()}
         total = Joint.from_json(d["total"])
         if set(steps) != set(QUANTITIES[role]) or set(total.each) != set(steps):
             raise ValueError(f"{d['name']} does not have the quantities of its role")
+        if any(sum(m.total for m in rows) != total[q].total for q, rows in steps.items()):
+            raise ValueError(f"the steps of {d['name']} do not sum to its total")
         if set(d["constants"]) != set(CONSTANTS[role]):
             raise ValueError(f"{d['name']} does not have the constants of its role")
+        constants = {str(k): integer(v) for k, v in d["constants"].items()}
+        empty = [k for k in ("inputs", "clocked", "left", "right") if constants.get(k, 1) < 1]
+        if empty or min(constants.values()) < 0:
+            raise ValueError(f"{d['name']} has constants that no layer has")
         return cls(
             str(d["name"]),
             str(d["kind"]),
@@ -213,7 +228,7 @@ class LayerCount:
             d["time"],
             d["input_class"],
             float(d["scale"]),
-            {str(k): int(v) for k, v in d["constants"].items()},
+            constants,
             steps,
             total,
             tuple(str(name) for name in d["parts"]),
@@ -282,9 +297,29 @@ class Ledger:
         try:
             layers = tuple(LayerCount.from_json(layer) for layer in d["layers"])
             network = Joint.from_json(d["network"])
-            return cls(int(d["samples"]), int(d["steps"]), layers, network, dict(d["graph"]))
+            ledger = cls(integer(d["samples"]), integer(d["steps"]), layers, network, dict(d["graph"]))
+            ledger._check()
+            return ledger
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the count is damaged: {error}", hint="count again") from error
+
+    def _check(self) -> None:
+        """ValueError where its layers, steps and samples do not belong together."""
+        if set(self.network.each) != {*NETWORK, *(f"static.{name}" for name in NETWORK)}:
+            raise ValueError("it does not have the quantities of a network")
+        products = {layer.name for layer in self.of("attention")}
+        for layer in self.layers:
+            rows = self.steps if layer.time == "step" else 1
+            if any(len(moments) != rows for moments in layer.steps.values()):
+                raise ValueError(f"{layer.name} does not have {rows} rows")
+            if any(m.n != self.samples for moments in layer.steps.values() for m in moments):
+                raise ValueError(f"{layer.name} has another number of samples")
+            if layer.role == "order" and (
+                layer.kind not in ("qk", "kv") or len(products & set(layer.parts)) != 2
+            ):
+                raise ValueError(f"{layer.name} is not an order of two products")
+        if {joint.n for joint in (self.network, *(layer.total for layer in self.layers))} != {self.samples}:
+            raise ValueError("its totals have another number of samples")
 
 
 def merge(shards: Sequence[Ledger]) -> Ledger:
@@ -304,7 +339,7 @@ def load_ledger(path: Path | str) -> Ledger:
     """Read a ledger; UserError that names the file where it is missing, damaged or something else."""
     try:
         document = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the count {path}: {error}", hint="count again") from error
     try:
         return Ledger.from_json(document)

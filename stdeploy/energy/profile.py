@@ -60,6 +60,8 @@ SCOPES = ("whole chip", "per term")
 STATUS = ("measured", "simulated", "estimate", "spec", "user-supplied")
 TEXTS = ("title", "node", "voltage", "status", "source", "url", "solidity", "checked")
 USER = "user-supplied"
+LARGEST = 1e15
+"""Above any price in its unit."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def parse(name: str, text: str, where: str, *, own: bool = False) -> Profile:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # both also of valid TOML: digits, depth
         raise UserError(f"{where} is not valid TOML: {error}") from error
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in UNITS:
@@ -305,7 +307,7 @@ def _constant(
         if field not in ("value", "unit", "includes", "status", "source", "url"):
             raise _fault(where, f"{key}.{field}", "is unknown", "value, unit, includes, status, source, url")
     value, unit = table.get("value"), table.get("unit")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise _fault(where, f"{key}.value", f"is {value!r}", "a number")
     if value <= 0:
         raise _fault(where, f"{key}.value", f"is {value}", "above zero: nothing is free")

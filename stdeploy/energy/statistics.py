@@ -15,6 +15,8 @@ from itertools import accumulate, combinations
 from statistics import NormalDist
 from typing import Any
 
+from stdeploy.errors import UserError
+
 EXACT_VALUES = 256
 """Percentiles are exact while a quantity took at most so many different values."""
 
@@ -52,11 +54,14 @@ class Moments:
         return self.total / self.n
 
     @property
+    def scatter(self) -> int:
+        """n times the sum of the squared distances from the mean."""
+        return self.n * self.squares - self.total**2
+
+    @property
     def variance(self) -> Fraction | None:
         """Unbiased sample variance, exact; None for one sample."""
-        if self.n < 2:
-            return None
-        return Fraction(self.n * self.squares - self.total**2, self.n * (self.n - 1))
+        return Fraction(self.scatter, self.n * (self.n - 1)) if self.n > 1 else None
 
     @property
     def sd(self) -> float | None:
@@ -116,12 +121,34 @@ class Moments:
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Moments:
         """Inverse of to_json; KeyError, TypeError or ValueError where `d` is not its form."""
-        values = tuple((int(v), int(c)) for v, c in d["values"])
-        n, total, squares, low, high = (int(d[key]) for key in ("n", "sum", "squares", "min", "max"))
-        moments = cls(n, total, squares, low, high, values, bool(d["exact"]))
-        if moments.n < 1 or sum(c for _, c in values) != moments.n:
-            raise ValueError("the times of its values do not sum to n")
+        values = tuple((integer(v), integer(c)) for v, c in d["values"])
+        n, total, squares, low, high = (integer(d[key]) for key in ("n", "sum", "squares", "min", "max"))
+        moments = cls(n, total, squares, low, high, values, d["exact"])
+        moments._check()
         return moments
+
+    def _check(self) -> None:
+        """ValueError where no samples have these statistics."""
+        if type(self.exact) is not bool:
+            raise ValueError(f"exact is {self.exact!r}")
+        if self.n < 1 or min(c for _, c in self.values) < 1 or sum(c for _, c in self.values) != self.n:
+            raise ValueError("the times of its values do not sum to n")
+        first, last = (v if self.exact else bucket(v) for v in (self.low, self.high))
+        starts = [v for v, _ in self.values]
+        if starts != sorted(set(starts)) or (starts[0], starts[-1]) != (first, last):
+            raise ValueError("its values do not go from the least to the largest")
+        sums = tuple(sum(v**power * c for v, c in self.values) for power in (1, 2))
+        if self.exact and sums != (self.total, self.squares):
+            raise ValueError("its sums are not those of its values")
+        if not self.n * self.low <= self.total <= self.n * self.high or self.scatter < 0:
+            raise ValueError("no samples have its sums")
+
+
+def integer(value: Any) -> int:
+    """`value` of a JSON document as it is; ValueError where it is no integer."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no integer")
+    return value
 
 
 def settle(times: Mapping[int, int], exact: bool) -> tuple[tuple[tuple[int, int], ...], bool]:
@@ -167,7 +194,10 @@ class Joint:
         return self.each[name]
 
     def combine(self, weights: Mapping[str, Fraction | float | int]) -> Estimate:
-        """Mean and spread of `sum_name weights[name] * quantity` over the samples (KeyError for an unknown name)."""
+        """Mean and spread of `sum_name weights[name] * quantity` over the samples (KeyError for an unknown name).
+
+        UserError where no samples have these products, as in a count that was tampered with.
+        """
         exact = {name: Fraction(w) for name, w in weights.items()}
         n = self.n
         total = sum((w * self.each[name].total for name, w in exact.items()), Fraction(0))
@@ -175,6 +205,8 @@ class Joint:
         for a, b in combinations(sorted(exact), 2):
             squares += 2 * exact[a] * exact[b] * self.products[a, b]
         variance = (n * squares - total**2) / (n * (n - 1)) if n > 1 else None
+        if variance is not None and variance < 0:
+            raise UserError("the count is damaged: no samples have its products", hint="count again")
         return Estimate(n, total / n if n else Fraction(0), variance)
 
     def merge(self, other: Joint) -> Joint:
@@ -193,9 +225,13 @@ class Joint:
     def from_json(cls, d: Mapping[str, Any]) -> Joint:
         """Inverse of to_json; KeyError, TypeError or ValueError where `d` is not its form."""
         each = {str(name): Moments.from_json(m) for name, m in d["each"].items()}
-        products = {(str(a), str(b)): int(p) for a, b, p in d["products"]}
+        products = {(str(a), str(b)): integer(p) for a, b, p in d["products"]}
         if set(products) != set(combinations(sorted(each), 2)):
             raise ValueError("its products are not those of its quantities")
+        for (a, b), product in products.items():
+            x, y = each[a], each[b]
+            if x.n != y.n or (x.n * product - x.total * y.total) ** 2 > x.scatter * y.scatter:
+                raise ValueError(f"no samples have its products of {a} and {b}")
         return cls(each, products)
 
 
