@@ -133,3 +133,32 @@ def test_spike_driven_transformer() -> None:
     )
     traced = agree(awkward(net), (3, 32, 32))
     assert "Mul" in kinds(traced) and "MatMul" not in kinds(traced)
+
+
+def reads_sum(y: torch.Tensor, lif: Any) -> torch.Tensor:
+    return y + lif.v
+
+
+def reads_function(y: torch.Tensor, lif: Any) -> torch.Tensor:
+    return torch.stack([y[-1], lif.v])
+
+
+def reads_method(y: torch.Tensor, lif: Any) -> torch.Tensor:
+    out: torch.Tensor = lif.v.mean(-1)
+    return out
+
+
+@pytest.mark.parametrize("read", [reads_sum, reads_function, reads_method])
+def test_a_membrane_that_the_model_reads_is_refused(read: Any) -> None:
+    """At rest it is a number, which a trace would keep as a constant."""
+
+    class Reading(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.lif(self.fc(self.stem(x).flatten(3).transpose(-1, -2)))
+            return self.head(read(y, self.lif)).mean(0)
+
+    net = awkward(Reading(NEURONS["hard"](), NEURONS["hard"]()))
+    lif: Any = net.get_submodule("lif")
+    with pytest.raises(UnsupportedError, match="lif: membrane: its membrane is read by the model"):
+        trace(net, (2, 4, 3))
+    assert lif.v == -0.1

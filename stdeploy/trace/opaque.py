@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from stdeploy.errors import UserError
 
@@ -49,6 +50,62 @@ def forwards(module: nn.Module, replaced: Mapping[str, Callable[..., Any]]) -> I
             child.__dict__.pop("forward", None)
             if before[path] is not None:
                 child.__dict__["forward"] = before[path]
+
+
+class Membrane:
+    """Stands for a neuron's membrane during a trace: computing with it raises, resetting it does not.
+
+    Its float at rest would be traced as a constant.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+        raise MembraneRead(next(leaf.path for leaf in leaves if isinstance(leaf, cls)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise MembraneRead(self.path)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise MembraneRead(self.path)
+
+    def _computed(self, *others: Any) -> Any:
+        raise MembraneRead(self.path)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __ge__ = _computed
+
+
+class MembraneRead(Exception):
+    """The model computes with the membrane of the neuron at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+@contextlib.contextmanager
+def membranes_hidden(module: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Put a Membrane where a neuron at rest keeps a number as its membrane `v`; the number comes back."""
+    children = {path: module.get_submodule(path) for path in paths}
+    saved = {
+        path: child.v
+        for path, child in children.items()
+        if isinstance(getattr(child, "v", None), int | float)
+    }
+    try:
+        for path in saved:
+            children[path].v = Membrane(path)  # type: ignore[assignment]
+        yield
+    finally:
+        for path, value in saved.items():
+            children[path].v = value
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from stdeploy.errors import UserError
+from stdeploy.errors import Unsupported, UnsupportedError, UserError
 from stdeploy.trace.lowering import Call
-from stdeploy.trace.opaque import forwards, opaque
+from stdeploy.trace.opaque import MembraneRead, forwards, membranes_hidden, opaque
 
 _PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
@@ -55,8 +55,14 @@ def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any
     """The ExportedProgram of a model in evaluation mode (UserError where it does not run or is not traceable)."""
     replaced = {path: opaque(path) for path in neurons}
     try:
-        with torch.no_grad(), forwards(module, replaced), _quiet():
+        with torch.no_grad(), forwards(module, replaced), membranes_hidden(module, neurons), _quiet():
             return torch.export.export(module, (example,), strict=False)
+    except MembraneRead as error:
+        reason = "its membrane is read by the model, and the graph has only its spikes"
+        refused = Unsupported(error.path, "membrane", reason, "return spikes, or what a Linear makes of them")
+        raise UnsupportedError(
+            "an operator of the model cannot be expressed in the graph", [refused]
+        ) from error
     except Exception as error:  # whatever the user's forward raises
         text = str(error).strip().splitlines()
         shape = "x".join(str(n) for n in example.shape)
