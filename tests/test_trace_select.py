@@ -102,6 +102,7 @@ FORMS: dict[str, Form] = {
     "argsort": lambda x, s: expanded(x, s.argsort(-1, True)[..., :KEPT]),
     "argsort, ascending": lambda x, s: expanded(x, s.argsort()[..., -KEPT:]),
     "argsort of the negative": lambda x, s: expanded(x, (-s).argsort()[..., :KEPT]),
+    "topk of the negative": lambda x, s: expanded(x, torch.topk(-s, KEPT)[1]),
     "sort, stable": lambda x, s: expanded(x, torch.sort(s, stable=True, descending=True).indices[..., 2:5]),
     "the lowest": lambda x, s: expanded(x, s.topk(KEPT, largest=False).indices),
     "all, in order": lambda x, s: expanded(x, s.argsort(descending=True)),
@@ -157,6 +158,15 @@ def test_equal_scores_keep_the_lower_index(name: str) -> None:
     for kept, positions in graph.selections.items():
         np.testing.assert_array_equal(run.selections[kept], positions)
     np.testing.assert_allclose(run.outputs["output"], graph.outputs["output"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["topk of the negative", "argsort of the negative"])
+def test_negated_counts_stay_counts(name: str) -> None:
+    """So that an artefact has no tie to break."""
+    graph = agree(pruned(FORMS[name], counts=True), SHAPE).graph
+    (select,) = graph.of(Select)
+    assert isinstance(select.op, Select) and select.op.largest == (name == "argsort of the negative")
+    assert graph[select.inputs[1]].value.domain.maximum == CHANNELS
 
 
 @pytest.mark.parametrize("name", ["topk, gather", "flat offsets", "anchor by index", "advanced index"])

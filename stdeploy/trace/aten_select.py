@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdeploy.graph.ops import Concat, Select, Slice
+from stdeploy.graph.ops import Concat, Scale, Select, Slice
 from stdeploy.graph.weight import Array
 from stdeploy.trace.aten_views import cut, token_axis
 from stdeploy.trace.axes import Atoms, Layout, length
@@ -68,10 +68,11 @@ def _ranked(ctx: Lowering, call: Call, x: Traced, count: int, largest: bool, ord
         )
     if any(a.role == "new" for d in layout.dims for a in d):
         raise Refusal("it ranks values that are repeated along a dimension")
+    name, largest = _unnegated(ctx, x.name, largest)
     slots = fresh(count)
     seen = Layout(tuple(slots if i == dim else d for i, d in enumerate(layout.dims)), (slots,))
     return Chosen(
-        x.name,
+        name,
         seen,
         ranking=ctx.rankings[call.node],
         tokens=length(every),
@@ -80,6 +81,14 @@ def _ranked(ctx: Lowering, call: Call, x: Traced, count: int, largest: bool, ord
         order=order,
         ranked=seen,
     )
+
+
+def _unnegated(ctx: Lowering, name: str, largest: bool) -> tuple[str, bool]:
+    """The highest of -s are the lowest of s, whose domain is known: counts rank as integers."""
+    node = ctx.builder.nodes[name]
+    while isinstance(node.op, Scale) and node.op.factor == -1:
+        node, largest = ctx.builder.nodes[node.inputs[0]], not largest
+    return node.name, largest
 
 
 def shifted_positions(x: Chosen, other: Any) -> Chosen:
