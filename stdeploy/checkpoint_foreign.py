@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from stdeploy.checkpoint import FORMAT, load_checkpoint, load_state, read_container
 from stdeploy.errors import UserError
@@ -78,6 +79,7 @@ def open_checkpoint(path: Path | str, *, model: str | None = None, key: str | No
             hint="name the code that builds it: --model package.module:factory (it will be imported and run)",
         )
     module = build(model)
+    _drop_masks(module)
     fit(module, state, source)
     return OpenedModel(module.eval(), source, sha256(source), notes=tuple(notes))
 
@@ -185,6 +187,14 @@ def _call(factory: str, function: Callable[[], Any]) -> Any:
             f"--model {factory} raised {type(error).__name__}: {_first_line(error)}",
             hint="it is called without arguments; --traceback shows where",
         ) from error
+
+
+def _drop_masks(module: nn.Module) -> None:
+    """Take torch.nn.utils.prune's masks off a built model: the file's weights hold its own."""
+    for child in module.modules():
+        for hook in list(child._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(child, hook._tensor_name)  # type: ignore[no-untyped-call]
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

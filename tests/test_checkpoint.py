@@ -118,6 +118,21 @@ def test_prune_masks_are_multiplied_out(folder: Path) -> None:
     assert any("2 torch.nn.utils.prune masks" in note for note in opened.notes)
 
 
+def pruned_net() -> nn.Module:
+    """A factory whose model is built pruned, with masks of its own."""
+    module = net()
+    prune.random_unstructured(module[0], "weight", amount=0.5)
+    return module
+
+
+def test_a_factory_may_build_the_pruned_model(folder: Path) -> None:
+    module = pruned_net()
+    torch.save(module.state_dict(), folder / "w.pth")
+    opened = open_checkpoint(folder / "w.pth", model=f"{__name__}:pruned_net")
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert same(opened, module) and torch.equal(opened.module(x), module.eval()(x))
+
+
 def test_key_of_a_container(folder: Path) -> None:
     module, other = net(), net()
     with torch.no_grad():
