@@ -14,6 +14,38 @@ from stdeploy.errors import UserError
 from stdeploy.exporters.lava.layout import FORMAT, NETWORK, PROGRAM, WEIGHTS
 from stdeploy.graph.weight import Array
 
+_ENDS = {
+    "input": ("layout", "shape"),
+    "output": ("label", "layout", "shape", "over_steps", "processes", "offset", "unit"),
+}
+_COMMON = ("name", "kind", "size", "valid", "inputs")
+_BY_KIND = {
+    "synapses": ("weights", "positions", "exponent"),
+    "delay": ("steps",),
+    "population": ("leak", "threshold", "bias", "bias_exponent"),
+    "attention": ("heads_q", "heads_v", "tokens"),
+}
+
+
+def _require_complete(document: Mapping[str, Any]) -> None:
+    """KeyError or ValueError where a key is missing, or a process comes before what feeds it."""
+    limits = ("unit", "limit") if document["precision"] == "fixed_pt" else ()
+    wanted = [(document[end], keys) for end, keys in _ENDS.items()] + [(document["input"], limits)]
+    known: set[str] = set()
+    for process in document["processes"]:
+        wanted.append((process, (*_COMMON, *_BY_KIND.get(process["kind"], ()))))
+        feeding = {source for sources in process["inputs"].values() for source in sources}
+        if feeding - known:
+            raise ValueError(
+                f"{process['name']} is fed by {min(feeding - known)}, which does not come before it"
+            )
+        known.add(process["name"])
+    for layer in document["neurons"].values():
+        wanted += [(part, ("process", "start", "stop", "channels")) for part in layer["parts"]]
+    for part, keys in wanted:
+        for key in keys:
+            part[key]
+
 
 class LavaFolder:
     """A folder that stdeploy wrote for Lava; UserError where it is damaged or of another version."""
@@ -35,6 +67,8 @@ class LavaFolder:
             self.output: dict[str, Any] = self.metadata["output"]
             self.label, self.layout = str(self.output["label"]), str(self.input["layout"])
             self.input_shape = tuple(self.input["shape"])
+            if self.format == FORMAT:
+                _require_complete(self.metadata)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path / NETWORK} is damaged: {error!r}", hint="export it again") from error
         if self.format != FORMAT:
@@ -42,22 +76,27 @@ class LavaFolder:
                 f"{self.path} has format {self.format}, this version reads {FORMAT}", hint="export it again"
             )
         self.arrays = self._arrays()
+        try:
+            for process in self.processes:
+                if process["kind"] == "synapses":
+                    self.matrix(process)
+                elif process.get("bias"):
+                    np.broadcast_to(self.arrays[process["bias"]], (process["size"],))
+            if self.output["offset"]:
+                np.broadcast_to(self.arrays[self.output["offset"]], (int(np.prod(self.output["shape"])),))
+        except KeyError as error:
+            raise UserError(f"{self.path / WEIGHTS} lacks {error.args[0]}", hint="export it again") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path / WEIGHTS} is damaged: {error}", hint="export it again") from error
 
     def _arrays(self) -> dict[str, Array]:
-        """Every array of the folder; UserError where one that a process names is missing or cut."""
-        wanted = {f"{p['weights']}.data" for p in self.processes if p.get("weights")}
-        wanted |= {p["bias"] for p in self.processes if p.get("bias")}
         try:
             with np.load(self.path / WEIGHTS) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+                return {name: stored[name] for name in stored.files}
         except Exception as error:  # numpy, zipfile and zlib each raise their own for a cut file
             raise UserError(
                 f"{self.path / WEIGHTS} cannot be read: {error}", hint="export it again"
             ) from error
-        missing = sorted(wanted - set(arrays))
-        if missing:
-            raise UserError(f"{self.path / WEIGHTS} lacks {missing[0]}", hint="export it again")
-        return arrays
 
     def matrix(self, process: Mapping[str, Any]) -> sparse.csr_matrix:
         """Weights of a synapses process, at one position."""

@@ -333,6 +333,45 @@ def test_a_damaged_folder_is_one_clear_error(damage: str, tmp_path: Path) -> Non
         LavaFolder(tmp_path / "net")
 
 
+@pytest.mark.parametrize("place", ["input", "output", "source", "synapses", "delay", "population", "part"])
+def test_every_key_that_is_read_is_needed(place: str, tmp_path: Path) -> None:
+    """A missing key is an error of the folder, never a KeyError."""
+    graph = passed(depth=2)
+    exported(graph, tmp_path / "net", fixed=True)
+    path = tmp_path / "net" / "network.json"
+    text = path.read_text()
+    told = {"label", "valid", "role", "synapses", "steps"}  # read by run.py, or for people
+
+    def part(document: Any) -> Any:
+        if place in ("input", "output"):
+            return document[place]
+        if place == "part":
+            return next(iter(document["neurons"].values()))["parts"][0]
+        return next(p for p in document["processes"] if p["kind"] == place)
+
+    for key in set(part(json.loads(text))) - told:
+        document = json.loads(text)
+        del part(document)[key]
+        path.write_text(json.dumps(document))
+        with pytest.raises(UserError, match=r"network\.json is damaged"):
+            LavaReference(tmp_path / "net")
+
+
+def test_arrays_that_do_not_fit_together(tmp_path: Path) -> None:
+    exported(passed(), tmp_path / "net")
+    path = tmp_path / "net" / "weights.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    names = [next(n for n in arrays if n.endswith(end)) for end in ("data", "indices", "indptr", "shape")]
+    for name in (*names, next(n for n in arrays if n.startswith("bias"))):
+        np.savez(path, **{n: a[:-1] if n == name else a for n, a in arrays.items()})
+        with pytest.raises(UserError, match=r"weights\.npz is damaged"):
+            LavaFolder(tmp_path / "net")
+        np.savez(path, **{n: a for n, a in arrays.items() if n != name})
+        with pytest.raises(UserError, match=f"lacks {name}"):
+            LavaFolder(tmp_path / "net")
+
+
 def test_inputs_and_forced_spikes_that_do_not_fit(tmp_path: Path) -> None:
     graph = passed()
     reference = exported(graph, tmp_path / "net")

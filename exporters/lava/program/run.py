@@ -348,8 +348,10 @@ def main() -> None:
     data = network.streamed(given["inputs"])
     teachers = network.forced(forced, data.shape[1])
     sys.path.insert(0, str(folder))
-    import stdeploy_lava.compat  # noqa: F401
-
+    try:
+        import stdeploy_lava.compat  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"{error}: {sys.executable} needs lava-nc 0.10")
     scratch = report_at_once()
     try:
         result = simulate(network, data, teachers, arguments.spikes, scratch)
