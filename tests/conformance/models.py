@@ -26,7 +26,7 @@ from stdeploy.trace import trace
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-IMAGES = 32
+IMAGES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +61,16 @@ def calibrated(**how: Any) -> Whole:
 
 
 def event_frames() -> Whole:
-    """2-16-102 in small: 16 heads of which DSP keeps a dim or two each, frames of event counts, T = 5, in PyTorch."""
+    """2-16-102 in small: 16 heads of which DSP keeps a dim or two each, frames of event counts, in PyTorch."""
     torch.manual_seed(0)
     stem = ((4, True), (6, True), (16, True), (64, True))
-    config = spikformer_cifar10_dvs(steps=5, embed_dim=64, mlp_dim=51, stem=stem, image_size=(64, 64))
+    config = spikformer_cifar10_dvs(steps=3, embed_dim=64, mlp_dim=51, stem=stem, image_size=(48, 32))
     model = Spikformer(config).eval()
     masks, _ = prune(model, "dsp", 0.7)
     apply_masks(model, masks)
-    frames = np.random.default_rng(2).poisson(0.4, (3, 5, 2, 64, 64)).astype(np.float32)
+    frames = np.random.default_rng(2).poisson(0.4, (3, 3, 2, 48, 32)).astype(np.float32)
     calibrate_batchnorm(model, torch.from_numpy(frames), rate=0.25)
-    traced = trace(model, (5, 2, 64, 64))
+    traced = trace(model, (3, 2, 48, 32))
     exported = run_pipeline(traced.graph, PIPELINES["nir"]).graph
     return Whole(traced.graph, exported, traced, frames)
 
