@@ -12,15 +12,17 @@ import numpy as np
 from stdeploy.errors import UserError
 from stdeploy.graph.execution import batch_size
 from stdeploy.graph.weight import Array
-from stdeploy.importers.nir.document import stored_contract
+from stdeploy.importers.nir import build, timing_of
+from stdeploy.importers.nir.document import read_document
 
 
 class NirFile:
-    """A NIR file that stdeploy wrote; UserError where it cannot be read or has no contract."""
+    """A NIR file that stdeploy wrote; UserError where it is damaged or has no contract. `network`: its nodes."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        contract = stored_contract(self.path)
+        document = read_document(self.path)
+        contract = document.contract
         if contract is None:
             raise UserError(
                 f"{self.path} does not say how many steps it runs or what its neurons are",
@@ -30,12 +32,13 @@ class NirFile:
         self.input, self.output = contract.input, contract.output
         self.shapes, self.parts, self.counts = contract.shapes, contract.parts, contract.counts
         self.dialect = contract.dialect
+        self.network, _ = build(document, timing_of(document, None, None, None))
 
     def graph(self) -> Any:
-        """A fresh nir.NIRGraph, read with NIR's own type check where the dialect passes that."""
+        """A fresh nir.NIRGraph, as nir itself reads it, with its type check where the dialect passes that."""
         try:
             return nir.read(self.path, type_check=self.dialect.type_check)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
             raise UserError(f"nir cannot read {self.path}: {error}", hint="export it again") from error
 
     def steps_first(self, inputs: Array) -> tuple[Array, bool]:

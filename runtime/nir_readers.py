@@ -53,9 +53,9 @@ class NirReader:
     `reader`: one of READERS. UserError for an unknown or refused reader, or one whose package is missing.
     """
 
-    def __init__(self, path: Path | str, reader: str = "snntorch") -> None:
+    def __init__(self, file: NirFile | Path | str, reader: str = "snntorch") -> None:
         require_reader(reader)
-        self.file = NirFile(path)
+        self.file = file if isinstance(file, NirFile) else NirFile(file)
         require_dialect(self.file, reader)
         self.reader = reader
         self._probe = Probe(self.file)
@@ -66,7 +66,7 @@ class NirReader:
             NotImplementedError,
         ) as error:  # what readers raise at nodes that they do not take
             raise UserError(
-                f"{reader} cannot load {path}: {error}", hint="export with --dialect portable"
+                f"{reader} cannot load {self.file.path}: {error}", hint="export with --dialect portable"
             ) from error
 
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
@@ -234,7 +234,7 @@ def _norse(file: NirFile, probe: Probe) -> tuple[str, StepModel]:
 
 
 def _own(file: NirFile, probe: Probe) -> tuple[str, StepModel]:
-    return "stdeploy NIR runner", Runner(file.graph(), file.dt, probe.nodes, probe.see)
+    return "stdeploy NIR runner", Runner(file.network, file.dt, probe.nodes, probe.see)
 
 
 _LOAD: dict[str, Callable[[NirFile, Probe], tuple[str, StepModel]]] = {

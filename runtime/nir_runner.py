@@ -6,7 +6,6 @@ fires at h > v_threshold and resets to v_reset, as the specification has it.
 
 from __future__ import annotations
 
-import graphlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from stdeploy.errors import UserError
 from stdeploy.graph.weight import Array
+from stdeploy.importers.nir.network import Network
 
 See = Callable[[str, Array], Array | None]
 
@@ -23,18 +23,10 @@ See = Callable[[str, Array], Array | None]
 class Runner:
     """A network ready to run; `see(node, spikes)` hears of `watched` nodes and may answer with other spikes."""
 
-    def __init__(self, graph: Any, dt: float, watched: set[str], see: See) -> None:
-        self.watched, self.see = watched, see
-        self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
-        for source, target in graph.edges:
-            self.sources[target].append(source)
-        self.order = list(graphlib.TopologicalSorter(self.sources).static_order())
-        self.nodes = {name: _load(name, node, dt) for name, node in graph.nodes.items()}
-        self.input = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Input))
-        unfed = [name for name, sources in self.sources.items() if not sources and name != self.input]
-        if unfed:
-            raise UserError(f"nothing feeds {', '.join(unfed)} in the NIR file", hint="export it again")
-        self.output = next(n for n, node in graph.nodes.items() if isinstance(node, nir.Output))
+    def __init__(self, network: Network, dt: float, watched: set[str], see: See) -> None:
+        self.watched, self.see, self.sources = watched, see, network.sources
+        self.nodes = {name: _load(name, node, dt) for name, node in network.nodes.items()}
+        (self.input,), (self.output,) = network.inputs, network.outputs
 
     def steps(self, inputs: Array, static: bool, count: int) -> Array:
         """Output of each step `[T, B, C, H, W]` for `[B, ...]` (static) or `[T, B, ...]`, from rest."""
@@ -45,11 +37,11 @@ class Runner:
 
     def _step(self, x: Array) -> Array:
         values: dict[str, Array] = {self.input: x}
-        readers = dict.fromkeys(self.order, 0)
+        readers = dict.fromkeys(self.nodes, 0)
         for sources in self.sources.values():
             for source in sources:
                 readers[source] += 1
-        for name in self.order:
+        for name, node in self.nodes.items():
             if name == self.input:
                 continue
             total = values[self.sources[name][0]]
@@ -59,7 +51,7 @@ class Runner:
                 readers[source] -= 1
                 if not readers[source]:
                     del values[source]
-            value = self.nodes[name](total)
+            value = node(total)
             if name in self.watched:
                 forced = self.see(name, value)
                 value = value if forced is None else forced

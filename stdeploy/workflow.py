@@ -252,7 +252,14 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
     """
     target = runs_as(artefact)
     require_readers(target, readers)
-    return [_executor(artefact, target, name) for name in readers or _readers_of(artefact, target)]
+    names = readers or _readers_of(artefact, target)
+    if target == "nir":
+        from stdeploy.runtime.nir_file import NirFile
+        from stdeploy.runtime.nir_readers import NirReader
+
+        file = NirFile(artefact)
+        return [NirReader(file, name) for name in names]
+    return [_executor(artefact, target, name) for name in names]
 
 
 def runs_as(artefact: Path) -> str:
@@ -266,9 +273,10 @@ def _readers_of(artefact: Path, target: str) -> list[str]:
     found = default_readers(target)
     if target != "nir":
         return found
-    from stdeploy.runtime.nir_file import NirFile
+    from stdeploy.importers.nir.document import stored_contract
 
-    proven = NirFile(artefact).dialect.proven_in
+    contract = stored_contract(artefact)
+    proven = None if contract is None else contract.dialect.proven_in
     return found if proven is None else [name for name in found if name in proven] or ["stdeploy"]
 
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from stdeploy.chips import read_network
 from stdeploy.cli.app import run
 from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters.nir import export
@@ -21,6 +22,7 @@ from stdeploy.graph.interpreter import interpret
 from stdeploy.importers.nir import import_nir
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
+from stdeploy.runtime.nir_readers import NirReader
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,6 +166,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"neurons": {"a": {"shape": [2], "parts": [{"node": "output", "channels": [0]}] * 2}}},
             "do not hold each",
         ),
+        ({"steps": 2.5}, "metadata is damaged"),
+        ({"neurons": {"a": {"shape": [1], "parts": [{"node": "b", "channels": 2}]}}}, "metadata is damaged"),
+        ({"neurons": {"a": {"shape": [True], "parts": []}}}, "metadata is damaged"),
+        ({"output": {"label": "y", "layout": "B", "shape": [9], "over_steps": "mean"}}, "has shape"),
     ],
 )
 def test_a_contract_that_does_not_fit_is_refused(
@@ -172,6 +178,45 @@ def test_a_contract_that_does_not_fit_is_refused(
     with pytest.raises(UserError, match=message) as caught:
         import_nir(edited(written, tmp_path / "edited.nir", **changes))
     assert "edited.nir" in str(caught.value)
+
+
+def test_whatever_opens_a_damaged_file_says_what_is_wrong(written: Path, tmp_path: Path) -> None:
+    """Importer, readers and chip budgets: one check for all, before a number is computed."""
+    with h5py.File(written) as file:
+        neurons = json.loads(file["node/metadata/stdeploy"][()])["neurons"]
+        branch = next(
+            n for layer in neurons.values() for n in [p["node"] for p in layer["parts"]] if ".tau" in n
+        )
+        edges = file["node/edges"][()]
+    layer, entry = next(iter(neurons.items()))
+    wider = {**neurons, layer: {**entry, "shape": [entry["shape"][0], *(n + 1 for n in entry["shape"][1:])]}}
+    unfed = edges[[target.decode() != branch for _, target in edges]]
+    damage: dict[str, tuple[str, Any]] = {
+        "says that": ("metadata/stdeploy", None),
+        "nothing feeds its branch": ("edges", unfed.astype(object)),
+        "not a legal LIF": (f"nodes/{branch}/v_threshold", 3),
+        "groups is out of range": (f"nodes/{branch}.place/groups", 0),
+        "is no convolution of its rows": (f"nodes/{_driver(edges, branch)}/groups", 3),
+        "does not have": (f"nodes/{branch}/type", None),
+    }
+    for message, (place, value) in damage.items():
+        path = tmp_path / "damaged.nir"
+        if message == "says that":
+            edited(written, path, neurons=wider)
+        else:
+            path.write_bytes(written.read_bytes())
+            with h5py.File(path, "r+") as file:
+                del file[f"node/{place if value is not None else f'nodes/{branch}'}"]
+                if value is not None:
+                    file[f"node/{place}"] = value
+        for opened in (import_nir, NirReader, read_network):
+            with pytest.raises(UserError, match=message) as caught:
+                opened(path)
+            assert "damaged.nir" in str(caught.value)
+
+
+def _driver(edges: np.ndarray[Any, Any], name: str) -> str:
+    return next(str(source.decode()) for source, target in edges if target.decode() == name)
 
 
 def test_branches_that_are_wired_otherwise_are_refused(written: Path, tmp_path: Path) -> None:

@@ -68,14 +68,12 @@ class Network:
 def read_network(path: Path | str) -> Network:
     """The network of a NIR file that stdeploy wrote; UserError for another, or a node that cannot be counted."""
     file = NirFile(path)
-    graph = file.graph()
     layer_of = {part.node: layer for layer, parts in file.parts.items() for part in parts}
     roles = file.metadata.get("roles", {})
     network = Network()
     shapes: dict[str, Shape] = {}
-    for name, sources in _topological(graph, file.path).items():
-        node = graph.nodes[name]
-        network.reads[name] = sources
+    for name, node in file.network.nodes.items():
+        sources = network.reads[name] = file.network.sources[name]
         if isinstance(node, nir.Input):
             network.input, shapes[name] = name, _shape(node.input_type["input"])
             continue
@@ -110,23 +108,6 @@ def _link(name: str, node: Any, source: Shape, path: Path) -> Link:
         f"{path}: {name} is a {type(node).__name__}, whose synapses are not counted",
         hint="files of stdeploy export --target nir hold Conv2d, AvgPool2d, LIF and Threshold",
     )
-
-
-def _topological(graph: Any, path: Path) -> dict[str, list[str]]:
-    """Every node with what it reads, each after all that it reads; UserError where there is a cycle."""
-    reads: dict[str, list[str]] = {name: [] for name in graph.nodes}
-    for source, target in graph.edges:
-        reads[target].append(source)
-    ordered: dict[str, list[str]] = {}
-    waiting = dict(reads)
-    while waiting:
-        ready = [name for name, sources in waiting.items() if all(s in ordered for s in sources)]
-        if not ready:
-            raise UserError(
-                f"{path}: {', '.join(sorted(waiting)[:4])} read each other: recurrence is not counted"
-            )
-        ordered |= {name: waiting.pop(name) for name in ready}
-    return ordered
 
 
 def _kind(node: Any, dt: float) -> str:

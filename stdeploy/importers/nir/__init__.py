@@ -34,14 +34,18 @@ def import_nir(
     an option is wrong, UnsupportedError with every node that a graph cannot hold.
     """
     document = read_document(path)
-    timing = timing_of(document, dt, steps, layout)
+    return build(document, timing_of(document, dt, steps, layout))[1]
+
+
+def build(document: Document, timing: Timing) -> tuple[Network, Graph]:
+    """A document's network as the file has it, and its graph; errors as of `import_nir`."""
     with _named(document.path):
         network = flatten(document.network)
         refused = refusals(network)
         if refused:
             count = f"{len(refused)} part{'s' if len(refused) > 1 else ''}"
             raise UnsupportedError(f"{count} of {document.path} cannot be expressed in a graph", refused)
-        return validate(assemble(document, network, timing))
+        return network, validate(assemble(document, network, timing))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -45,7 +46,7 @@ def assemble(
         absent = sorted({part.node for part in parts} - set(network.nodes))
         if absent:
             raise UserError(f"its metadata names nodes that it does not have: {', '.join(absent)}")
-        if len(parts) > 1:
+        if len(parts) > 1 or parts[0].channels is not None:
             network = merge(network, layer, parts)
         else:
             named[parts[0].node] = layer
@@ -56,7 +57,24 @@ def assemble(
     lost = [layer for layer in layers if kinds.get(layer) != "Neuron"]
     if lost:
         raise UserError(f"its metadata calls nodes neuron layers that are none: {', '.join(lost)}")
+    if contract is not None:
+        _as_stated(graph, contract)
     return graph
+
+
+def _as_stated(graph: Graph, contract: Contract) -> None:
+    """UserError where the contract gives the input, a layer or the output another shape than the network."""
+    stated = {**contract.shapes, **{node.name: contract.input["shape"] for node in graph.inputs}}
+    stated |= {node.name: contract.output["shape"] for node in graph.outputs}
+    for name, shape in stated.items():
+        found = graph[name].value.shape
+        if _map(shape) != _map(found):
+            raise UserError(f"its metadata says that {name} has shape {list(shape)}; it has {list(found)}")
+
+
+def _map(shape: Sequence[int]) -> tuple[int, ...]:
+    """As the file holds it: vectors (C, 1, 1), tokens (C, N, 1)."""
+    return (*shape, 1, 1)[: max(3, len(shape))]
 
 
 def _nodes(

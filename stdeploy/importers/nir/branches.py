@@ -31,9 +31,12 @@ def merge(network: Network, layer: str, parts: Sequence[Part]) -> Network:
     fed: dict[tuple[Any, ...], tuple[str, Any]] = {}
     for name, rows in branches:
         place = _only(layer, readers[name])
+        if not sources[name]:
+            raise UserError(f"{layer}: nothing feeds its branch {name}")
         for conv in sources[name]:
             own = isinstance(nodes[conv], nir.Conv2d) and readers[conv] == [name]
-            if not own or len(nodes[conv].weight) != len(rows):
+            sizes = {len(nodes[conv].weight), len(nodes[conv].bias)} if own else set()
+            if sizes != {len(rows)} or nodes[conv].groups != 1:
                 raise UserError(
                     f"{layer}: {conv}, which drives its branch {name}, is no convolution of its rows"
                 )

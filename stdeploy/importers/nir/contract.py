@@ -60,26 +60,30 @@ def read_contract(path: Path, file: Any) -> Contract | None:
         return None
     try:
         return _parse(json.loads(stored[()]))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error})", hint="export it again") from error
 
 
 def _parse(metadata: Any) -> Contract:
     layers = metadata["neurons"].items()
+    ends = {key: metadata[key] for key in ("input", "output")}
     contract = Contract(
         metadata=metadata,
-        steps=int(metadata["steps"]),
+        steps=_whole("steps", [metadata["steps"]])[0],
         dt=float(metadata["dt"]),
-        input={key: metadata["input"][key] for key in ("layout", "shape")},
-        output={key: metadata["output"][key] for key in ("label", "layout", "shape", "over_steps")},
-        shapes={name: tuple(layer["shape"]) for name, layer in layers},
+        input={"layout": ends["input"]["layout"], "shape": _whole("input", ends["input"]["shape"])},
+        output={
+            **{key: ends["output"][key] for key in ("label", "layout", "over_steps")},
+            "shape": _whole("output", ends["output"]["shape"]),
+        },
+        shapes={name: _whole(name, layer["shape"]) for name, layer in layers},
         parts={name: [_part(p) for p in layer["parts"]] for name, layer in layers},
-        roles=dict(metadata.get("roles", {})),
-        counts=dict(metadata.get("counts", {})),
+        roles={str(node): str(role) for node, role in metadata.get("roles", {}).items()},
+        counts={str(key): int(count) for key, count in metadata.get("counts", {}).items()},
         dialect=_dialect(metadata),
     )
-    if not (contract.steps > 0 and np.isfinite(contract.dt) and contract.dt > 0):
-        raise ValueError(f"steps = {contract.steps}, dt = {contract.dt}")
+    if not (np.isfinite(contract.dt) and contract.dt > 0):
+        raise ValueError(f"dt = {contract.dt}")
     for key, value, known in (
         ("layout", contract.input["layout"], LAYOUTS),
         ("layout", contract.output["layout"], LAYOUTS),
@@ -104,5 +108,12 @@ def _dialect(metadata: Mapping[str, Any]) -> WrittenIn:
 
 
 def _part(item: Mapping[str, Any]) -> Part:
-    channels = item["channels"]
-    return Part(str(item["node"]), None if channels is None else np.asarray(channels, dtype=np.int64))
+    node, channels = str(item["node"]), item["channels"]
+    return Part(node, None if channels is None else np.array(_whole(node, channels, least=0), dtype=np.int64))
+
+
+def _whole(label: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """A list of integers of at least `least`; ValueError else."""
+    if not isinstance(values, list) or not all(type(n) is int and n >= least for n in values):
+        raise ValueError(f"{label}: {values!r} is no list of integers from {least} on")
+    return tuple(values)
