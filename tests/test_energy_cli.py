@@ -174,6 +174,16 @@ def test_a_baseline_may_be_counts(folder: Path) -> None:
     assert document(folder / "by_stg.json")["baseline"]["samples"] == 7
 
 
+def test_a_baseline_counted_over_other_data_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--data", "data.npz")
+    assert energy("net.stg", *common, "-n", "3", "--counts", "three.json") == 0
+    assert energy("net.stg", *common, "--counts", "seven.json") == 0
+    for name, said in (("three.json", True), ("seven.json", False)):
+        capsys.readouterr()
+        assert energy("smaller.stg", *common, "--baseline", name) == 0
+        assert ("counted over other data: 3 samples" in capsys.readouterr().out) == said
+
+
 def test_event_frames_with_time_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is the second axis then; T = 1 has one column of rates; counts cost no multiplication."""
     monkeypatch.chdir(tmp_path)

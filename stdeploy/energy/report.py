@@ -139,7 +139,10 @@ class EnergyReport:
             ]
             for mine, theirs in zip(self.priced, baseline.priced, strict=True)
         ]
-        return Table("Ratio to the baseline", columns, rows, "Below 1: cheaper than the baseline.")
+        note = "Below 1: cheaper than the baseline."
+        if baseline.ledger.samples != self.ledger.samples:
+            note += f" It was counted over other data: {baseline.ledger.samples:,} samples."
+        return Table("Ratio to the baseline", columns, rows, note)
 
     def parts(self) -> Table:
         """What the energy goes into."""
