@@ -267,7 +267,7 @@ class Frames(nn.Module):
         right = nn.functional.max_pool2d(right, 3, 2)
         y = self.out_lif(self.mix(torch.cat([left, right], 1)).unflatten(0, (t, b)))
         first, second = y.flatten(0, 1).chunk(2, dim=1)
-        y = self.pool(torch.cat((second, first), dim=1)).flatten(1).unflatten(0, (t, b))
+        y = self.pool(torch.hstack((second, first))).flatten(1).unflatten(0, (t, b))
         return self.head(y.mean(0))
 
 

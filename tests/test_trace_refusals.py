@@ -304,3 +304,11 @@ def test_control_flow_on_values_names_its_line_and_nothing_else(capfd: pytest.Ca
         trace(awkward(Net(Body(lambda m, x: x if x.sum() > 3 else -x))), (2, 4, 5))
     assert caught.value.where is not None and "test_trace_refusals.py:" in caught.value.where
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_batchnorm_without_running_statistics_is_not_blamed_on_the_mode() -> None:
+    body = Body(lambda m, x: m.norm(x.flatten(0, 1)).unflatten(0, (3, -1)))
+    net = awkward(Net(body))
+    body.norm = nn.BatchNorm2d(6, track_running_stats=False).double().eval()
+    with pytest.raises(UnsupportedError, match="track_running_stats=False"):
+        trace(net, (2, 4, 5))

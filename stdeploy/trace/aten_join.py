@@ -15,16 +15,16 @@ from stdeploy.trace.axes import Layout, LayoutError, align, length
 from stdeploy.trace.lowering import Call, Chosen, Lowering, Refusal, Traced, fresh, lowers, safe_name
 
 
-@lowers("cat", "concat", "concatenate")
+@lowers("cat", "concat", "concatenate", "hstack")
 def cat(ctx: Lowering, call: Call) -> Traced:
-    given = list(call["tensors"])
+    given, along = list(call["tensors"]), call.get("dim", 1)
     if any(isinstance(t, Chosen) for t in given):
-        return with_fixed(given, call["dim"])
+        return with_fixed(given, along)
     traced = [ctx.tensor(t) for t in given if not isinstance(t, torch.Tensor)]
     if len(given) == 1:
         return traced[0]
     first = traced[0].layout
-    dim = first.dim(call["dim"])
+    dim = first.dim(along)
     if all(t is given[0] for t in given) and not any(a.role == "axis" for a in first.dims[dim]):
         return traced[0].view(first.repeat([len(given) if i == dim else 1 for i in range(len(first.dims))]))
     traced = [token_axis(ctx, call, t, dim) for t in traced]

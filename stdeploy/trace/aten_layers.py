@@ -165,11 +165,11 @@ def _resized(ctx: Lowering, name: str, x: Traced, rank: int, channels: Atoms | N
 @lowers("batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "native_batch_norm")
 def batch_norm(ctx: Lowering, call: Call) -> Any:
     x = ctx.tensor(call["input"])
-    if call.get("training"):
-        raise Refusal("BatchNorm with the statistics of the batch", "call .eval() on the model")
     mean, variance = ctx.constant(call["running_mean"]), ctx.constant(call["running_var"])
     if mean is None or variance is None:
         raise Refusal("BatchNorm without running statistics (track_running_stats=False)")
+    if call.get("training"):
+        raise Refusal("BatchNorm with the statistics of the batch", "call .eval() on the model")
     weight, bias = ctx.constant(call.get("weight")), ctx.constant(call.get("bias"))
     scale = (1.0 if weight is None else weight.astype(np.float64)) / np.sqrt(
         variance.astype(np.float64) + call["eps"]
