@@ -3,7 +3,7 @@
 python samples/sparsity_sweep.py            (train what is missing, then measure and draw)
 python samples/sparsity_sweep.py draw       (only draw, from sparsity_sweep.json)
 
-Starts from samples/baseline.pt; a variant whose checkpoint lies in samples/work/sweep is not trained again.
+Starts from samples/baseline.pt; a variant whose checkpoint is there already is not trained again.
 Writes sparsity_sweep.json and sparsity_sweep.svg beside this file. About 30 minutes on two cores.
 """
 
