@@ -16,7 +16,8 @@ from stdeploy.exporters.lava import linear_map
 from stdeploy.exporters.lava.neuron import dynamics, lower_neuron, unit
 from stdeploy.exporters.lava.options import Options
 from stdeploy.exporters.lava.plan import HOP, Attention, Part, Population, Synapses, below
-from stdeploy.exporters.lava.signal import Refusal, Signal, Writer
+from stdeploy.exporters.lava.signal import Signal, Writer
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph
 from stdeploy.graph.weight import Array

@@ -16,9 +16,11 @@ from stdeploy.exporters.lava.fixed import input_range, quantise
 from stdeploy.exporters.lava.neuron import lower_neuron, unit
 from stdeploy.exporters.lava.options import Options
 from stdeploy.exporters.lava.plan import Plan, Source
-from stdeploy.exporters.lava.signal import ReadoutMode, Refusal, Signal, Writer
+from stdeploy.exporters.lava.signal import Signal, Writer
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.ops import ReadoutMode
 from stdeploy.graph.weight import Array
 from stdeploy.passes.attention_order import Product, products
 

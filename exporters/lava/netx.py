@@ -24,7 +24,7 @@ from stdeploy.errors import Unsupported
 from stdeploy.exporters.lava.fixed import BIAS_MANTISSA, LEAK_UNIT, SUM, THRESHOLD, WEIGHT
 from stdeploy.exporters.lava.neuron import dynamics
 from stdeploy.exporters.lava.plan import below
-from stdeploy.exporters.lava.signal import Refusal
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.files import atomic_write
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node

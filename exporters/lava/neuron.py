@@ -17,7 +17,8 @@ import numpy as np
 
 from stdeploy.exporters.lava.linear_map import total
 from stdeploy.exporters.lava.plan import Part, Population, Role, below
-from stdeploy.exporters.lava.signal import Refusal, Signal, Writer
+from stdeploy.exporters.lava.signal import Signal, Writer
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph.graph import Node
 from stdeploy.graph.ops import Neuron
 from stdeploy.graph.weight import Array

@@ -7,23 +7,14 @@ they meet: what arrives early goes through a delayed identity, before its map, w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from stdeploy.exporters.lava.linear_map import LinearMap, channelwise
 from stdeploy.exporters.lava.plan import HOP, Attention, Delay, Plan, Population, Source, Synapses
+from stdeploy.exporters.refusal import Refusal
+from stdeploy.graph.ops import ReadoutMode
 from stdeploy.graph.weight import Array
-
-ReadoutMode = Literal["mean", "sum", "last"]
-
-
-class Refusal(Exception):
-    """A node that Lava cannot express: reason and hint."""
-
-    def __init__(self, reason: str, hint: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.hint = reason, hint
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from stdeploy.exporters.nir.plan import Pair, PoolNode, Role, Shape
-from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer, ungrouped
+from stdeploy.exporters.nir.signal import Lazy, Signal, Writer, ungrouped
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph.weight import Array
 
 

@@ -25,9 +25,11 @@ from stdeploy.exporters.nir.linear import (
 from stdeploy.exporters.nir.neuron import lower_neuron, unit
 from stdeploy.exporters.nir.options import Options
 from stdeploy.exporters.nir.plan import INPUT, OUTPUT, Pair, Plan, Shape
-from stdeploy.exporters.nir.signal import ReadoutMode, Refusal, Signal, Writer, ungrouped
+from stdeploy.exporters.nir.signal import Signal, Writer, ungrouped
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.ops import ReadoutMode
 from stdeploy.passes.attention_order import Product, products
 
 

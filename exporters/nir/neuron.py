@@ -13,7 +13,8 @@ import numpy as np
 
 from stdeploy.exporters.nir.dialect import Rules
 from stdeploy.exporters.nir.plan import UNIT_TAU, LifNode, Part, Role, Shape
-from stdeploy.exporters.nir.signal import Lazy, Refusal, Signal, Writer
+from stdeploy.exporters.nir.signal import Lazy, Signal, Writer
+from stdeploy.exporters.refusal import Refusal
 from stdeploy.graph.graph import Node
 from stdeploy.graph.ops import Neuron
 from stdeploy.graph.weight import Array

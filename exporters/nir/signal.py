@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
 from stdeploy.exporters.nir.dialect import Rules
 from stdeploy.exporters.nir.plan import ConvNode, Pair, Plan, PoolNode, Role, Shape
+from stdeploy.exporters.refusal import Refusal
+from stdeploy.graph.ops import ReadoutMode
 from stdeploy.graph.weight import Array
-
-ReadoutMode = Literal["mean", "sum", "last"]
-
-
-class Refusal(Exception):
-    """A node that the dialect cannot express: reason and hint."""
-
-    def __init__(self, reason: str, hint: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.hint = reason, hint
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,7 @@ __all__ = [
     "Op",
     "Output",
     "Readout",
+    "ReadoutMode",
     "Reduce",
     "Scale",
     "Select",
@@ -372,11 +373,14 @@ class Select(Op):
         return Value((x.shape[0], self.count), x.axes, join_time([x.time, scores.time]), x.domain)
 
 
+ReadoutMode = Literal["mean", "sum", "last"]
+
+
 @dataclass(frozen=True, eq=False)
 class Readout(Op):
     """Over the steps: y = mean_t x[t], sum_t x[t] or x[T-1]."""
 
-    mode: Literal["mean", "sum", "last"]
+    mode: ReadoutMode
 
     def infer(self, inputs: list[Value], steps: int) -> Value:
         (x,) = inputs
