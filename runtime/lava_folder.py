@@ -12,6 +12,7 @@ from scipy import sparse
 
 from stdeploy.errors import UserError
 from stdeploy.exporters.lava.layout import FORMAT, NETWORK, PROGRAM, WEIGHTS
+from stdeploy.graph.execution import read_out
 from stdeploy.graph.weight import Array
 
 _ENDS = {
@@ -166,9 +167,4 @@ class LavaFolder:
         if self.output["offset"]:
             value = value + self.arrays[self.output["offset"]]
         value = value.reshape(self.steps, count, *self.output["shape"])
-        mode = self.output["over_steps"]
-        if mode == "each step":
-            return value if self.output["layout"] == "TB" else np.swapaxes(value, 0, 1)
-        if mode == "last":
-            return np.asarray(value[-1])
-        return np.asarray(value.mean(axis=0) if mode == "mean" else value.sum(axis=0))
+        return read_out(value, self.output["over_steps"], self.output["layout"])

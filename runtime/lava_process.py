@@ -86,7 +86,7 @@ class LavaExecutor:
     @cached_property
     def reference(self) -> LavaReference | None:
         """What defines a fixed-point folder's bits; None in floating point."""
-        return LavaReference(self.file.path) if self.file.fixed else None
+        return LavaReference(self.file) if self.file.fixed else None
 
     @cached_property
     def name(self) -> str:

@@ -25,8 +25,8 @@ CURRENT_SHIFT, STATE_LIMIT = 6, 1 << 23
 class LavaReference:
     """Executor of a folder; needs numpy and scipy only."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.file = LavaFolder(path)
+    def __init__(self, folder: LavaFolder | Path | str) -> None:
+        self.file = folder if isinstance(folder, LavaFolder) else LavaFolder(folder)
         self.fixed = self.file.fixed
         self.name = f"stdeploy {__version__} Lava reference, {'int64' if self.fixed else 'float64'}"
         self.matrices = {p["name"]: self._matrix(p) for p in self.file.processes if p["kind"] == "synapses"}

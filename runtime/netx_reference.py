@@ -15,7 +15,7 @@ from stdeploy import __version__
 from stdeploy.errors import UserError
 from stdeploy.exporters.lava.linear_map import convolution
 from stdeploy.exporters.lava.netx import METADATA
-from stdeploy.graph.execution import Execution, batch_size
+from stdeploy.graph.execution import Execution, batch_size, read_out
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.lava_reference import fire_fixed
 
@@ -88,12 +88,7 @@ class NetxReference:
     def _read_out(self, carried: Array, count: int) -> Array:
         output = self.file.output
         values = carried.swapaxes(1, 2).reshape(self.file.steps, count, *output["shape"]) * output["scale"]
-        mode = output["over_steps"]
-        if mode == "each step":
-            return np.asarray(values if output["layout"] == "TB" else values.swapaxes(0, 1))
-        if mode == "last":
-            return np.asarray(values[-1])
-        return np.asarray(values.mean(0) if mode == "mean" else values.sum(0))
+        return read_out(values, output["over_steps"], output["layout"])
 
 
 def _matrix(layer: dict[str, Any], space: tuple[int, ...]) -> tuple[sparse.csr_matrix, tuple[int, ...]]:

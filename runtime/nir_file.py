@@ -10,7 +10,7 @@ import nir
 import numpy as np
 
 from stdeploy.errors import UserError
-from stdeploy.graph.execution import batch_size
+from stdeploy.graph.execution import batch_size, read_out
 from stdeploy.graph.weight import Array
 from stdeploy.importers.nir import build, timing_of
 from stdeploy.importers.nir.document import read_document
@@ -58,13 +58,7 @@ class NirFile:
     def outputs(self, steps: Array) -> dict[str, Array]:
         """The graph's output from what the network gave at each step, `[T, B, C, H, W]`."""
         steps = steps.reshape(*steps.shape[:2], *self.output["shape"])
-        mode = self.output["over_steps"]
-        if mode == "each step":
-            value = steps if self.output["layout"] == "TB" else np.swapaxes(steps, 0, 1)
-        elif mode == "last":
-            value = steps[-1]
-        else:
-            value = steps.mean(axis=0) if mode == "mean" else steps.sum(axis=0)
+        value = read_out(steps, self.output["over_steps"], self.output["layout"])
         return {str(self.output["label"]): value}
 
     def forced_nodes(self, forced: Mapping[str, Array], batch: int) -> dict[str, Array]:

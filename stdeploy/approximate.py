@@ -104,7 +104,7 @@ def _require_equal(candidate: Executor, reference: Executor, parts: Sequence[Arr
 
 
 def _differences(got: Execution, wanted: Execution) -> list[tuple[str, int]]:
-    pairs = {**{n: (got.spikes.get(n), s) for n, s in wanted.spikes.items()}}
+    pairs = {name: (got.spikes.get(name), spikes) for name, spikes in wanted.spikes.items()}
     pairs |= {label: (got.outputs.get(label), value) for label, value in wanted.outputs.items()}
     found = []
     for name, (a, b) in pairs.items():

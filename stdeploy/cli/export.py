@@ -174,11 +174,11 @@ def verify(
 
     inputs, labels = data
     candidates = workflow.executors(path, readers)
-    for candidate in candidates:
-        workflow.require_same_network(source, exported, candidate)
     start = time.perf_counter()
     with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:
         if any(approximate.approximation_of(c) for c in candidates):
+            for candidate in candidates:
+                workflow.require_same_network(source, exported, candidate)
             measured = approximate.measure_all(exported, candidates, inputs, labels, progress)
             found = Findings(approximations=tuple(measured))
         else:

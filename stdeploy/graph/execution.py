@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from stdeploy.errors import UserError
 from stdeploy.graph.weight import Array
 
@@ -53,6 +55,18 @@ def answers(values: Array, layout: str) -> list[int]:
         return []
     scores = values if layout == "B" else values.mean(axis=0 if layout == "TB" else 1)
     return [int(i) for i in scores.argmax(axis=-1)]
+
+
+def read_out(steps: Array, mode: str, layout: str) -> Array:
+    """A model's output from what it yielded at each step, `[T, B, ...]`.
+
+    `mode`: mean, sum or last over the steps, or `each step`, which `layout` (TB, BT) then orders.
+    """
+    if mode == "each step":
+        return steps if layout == "TB" else np.swapaxes(steps, 0, 1)
+    if mode == "last":
+        return np.asarray(steps[-1])
+    return np.asarray(steps.mean(axis=0) if mode == "mean" else steps.sum(axis=0))
 
 
 def leading(layout: str, batch: L, steps: int) -> list[L | int]:
