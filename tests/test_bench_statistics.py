@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stdeploy.runtime.bench import turns
 from stdeploy.runtime.bench.statistics import ratio_of_medians, summarise
 from stdeploy.runtime.bench.turns import PlayerError, Timed, Timeline, Turn, take_turns
 
@@ -147,3 +149,33 @@ def test_a_player_that_fails_drops_out_and_the_rest_go_on() -> None:
 def test_overlapping_turns_are_found() -> None:
     line = Timeline({"a": [Turn((1.0,), 0.0, 2.0)], "b": [Turn((1.0,), 1.9, 3.0)]})
     assert line.overlaps() == [("a", "b")]
+
+
+@dataclass
+class SpinningClock:
+    """Time in which this process takes `cores` until `until`, and nothing afterwards."""
+
+    until: float
+    cores: float = 1.0
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.cores * min(self.now, self.until)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("spins", "waited"), [(0.04, 0.04), (0.0, 0.0), (60.0, 0.5)])
+def test_a_turn_ends_when_its_threads_have_stopped_spinning(
+    spins: float, waited: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime's do after a call; what never stops is waited for half a second."""
+    clock = SpinningClock(spins)
+    monkeypatch.setattr(turns, "time", clock)
+    turn = Timed(lambda: None).turn(2)
+    assert (turn.end, len(turn.seconds)) == (0.0, 2)
+    assert waited <= clock.now <= waited + 0.02

@@ -32,6 +32,25 @@ class PlayerError(Exception):
     """A candidate that cannot go on; the text says why."""
 
 
+_NAP = 0.005
+_AWAKE = 0.2
+"""Share of one core from which on a nap shows that threads still compute."""
+
+
+def rest(limit: float = 0.5) -> None:
+    """Wait, at most `limit` seconds, until this process computes no more.
+
+    Thread pools spin for the next call before they sleep (onnxruntime 1.31: 40 ms); the next player would
+    share its cores with them.
+    """
+    until = time.perf_counter() + limit
+    while time.perf_counter() < until:
+        wall, busy = time.perf_counter(), time.process_time()
+        time.sleep(_NAP)
+        if time.process_time() - busy < _AWAKE * (time.perf_counter() - wall):
+            return
+
+
 @dataclass(frozen=True, slots=True)
 class Timed:
     """A callable of this process as a player; it has to return only when its work is done."""
@@ -39,7 +58,7 @@ class Timed:
     call: Callable[[], Any]
 
     def turn(self, calls: int) -> Turn:
-        """See `Player`. The garbage collector is off meanwhile."""
+        """See `Player`. The garbage collector is off meanwhile; what the calls leave spinning is waited for."""
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -50,10 +69,12 @@ class Timed:
                 before = time.perf_counter()
                 self.call()
                 seconds.append(time.perf_counter() - before)
-            return Turn(tuple(seconds), start, time.perf_counter())
+            end = time.perf_counter()
         finally:
             if collecting:
                 gc.enable()
+        rest()
+        return Turn(tuple(seconds), start, end)
 
 
 @dataclass
