@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c requirements/lock.tx
 $(BIN)/.ok: pyproject.toml requirements/lock.txt requirements/tools.txt
 	$(PY) -m venv .venv
 	$(PIP) torch
-	$(PIP) -e ".[cpu,openvino,readers,plots,dev]"
+	$(PIP) -e ".[cpu,event,openvino,readers,plots,dev]"
 	$(PIP) loguru tqdm
 	$(PIP) --no-deps spikingjelly -r requirements/tools.txt
 	touch $@

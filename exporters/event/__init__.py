@@ -1,0 +1,1 @@
+"""Event: one file that the event-driven CPU engine maps and runs (stdeploy.runtime.event)."""

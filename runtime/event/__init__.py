@@ -1,0 +1,1 @@
+"""The event-driven CPU engine: runs a `.sev` file (stdeploy.exporters.event)."""
