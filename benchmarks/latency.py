@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.networks import spikformer
-from stdeploy import benchmark, workflow
+from stdeploy import benchmark, running, workflow
 from stdeploy.data import random_data
 from stdeploy.runtime.bench.engine import Batches, measure
 from stdeploy.runtime.bench.machine import examine_machine
@@ -42,7 +42,7 @@ def proof(model: Path, folder: Path, samples: int) -> dict[str, Any]:
     path = workflow.export(source, workflow.lower(source.graph, "onnx"), folder / "proof.onnx").path
     inputs = random_data(source.graph, samples)
     exported = workflow.exported_graph(source, path)
-    (report,) = workflow.check_all(source, exported, workflow.executors(path), inputs)
+    (report,) = workflow.check_all(source, exported, running.executors(path), inputs)
     found = report.to_dict()
     layers = found["layers"]
     unexplained = sum(layer["unexplained"] for layer in layers)

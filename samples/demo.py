@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stdeploy import workflow
+from stdeploy import running, workflow
 from stdeploy.cli.console import size_text
 from stdeploy.data import load_data
 
@@ -40,7 +40,7 @@ def main(checkpoint: Path = HERE / "pruned.pt") -> int:
         path = OUT / f"{checkpoint.stem}{workflow.suffix_of(target)}"
         artifact = workflow.export(source, lowered, path)
         console.print(f"wrote {path.relative_to(HERE.parent)}, {size_text(artifact.size_bytes)}")
-        readers = workflow.executors(path)
+        readers = running.executors(path)
         names = ", ".join(reader.name for reader in readers)
         console.print(f"verifying {path.name} in {names} ...")
         for reader, report in zip(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stdeploy import workflow
+from stdeploy import running, workflow
 from stdeploy.errors import UserError
 from stdeploy.graph import Graph
 from stdeploy.graph.execution import Executor
@@ -56,7 +56,7 @@ def subject(
             hint="leave out --artefact to count the model as written",
         )
     graph = workflow.exported_graph(source, artefact)
-    executor = workflow.spiking_executor(artefact, readers)
+    executor = running.spiking_executor(artefact, readers)
     workflow.require_same_network(source, graph, executor)
     return Subject(graph, executor, None, f"as exported to {artefact.name}; spikes of {executor.name}")
 

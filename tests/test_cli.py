@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stdeploy import workflow
+from stdeploy import running
 from stdeploy.cli.app import COMMANDS, run
 from stdeploy.errors import UserError
 from stdeploy.graph import Graph, GraphBuilder, ops
@@ -367,7 +367,7 @@ def test_a_reader_known_to_be_wrong_is_refused_with_what_was_measured(
     file = tmp_path / "net.nir"
     file.write_bytes(b"")
     with pytest.raises(UserError, match=reason):
-        workflow.executors(file, (reader,))
+        running.executors(file, (reader,))
 
 
 def test_inspect_prints_the_graph_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stdeploy import workflow
+from stdeploy import running, workflow
 from stdeploy.compress import apply_masks, prune
 from stdeploy.data import load_data
 from stdeploy.energy.counting import count, count_executor, spikes_of
@@ -36,7 +36,7 @@ def test_an_artefacts_count_is_its_models(name: str, target: str, reader: str, t
     deployed = workflow.lower(source.graph, target)
     path = tmp_path / f"sample{workflow.suffix_of(target)}"
     workflow.export(source, deployed, path)
-    executor = workflow.spiking_executor(path, [reader])
+    executor = running.spiking_executor(path, [reader])
     exported = count_executor(deployed.graph, executor, images, batch=4)
     model = count_executor(deployed.graph, source.reference, images, source=source.graph)
     assert exported == model

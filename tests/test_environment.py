@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stdeploy import environment, workflow
+from stdeploy import environment, running
 from stdeploy.cli.app import run
 
 
@@ -39,11 +39,11 @@ def test_what_does_not_import_is_named(package: str, serious: bool, monkeypatch:
 
 def test_default_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     present = {"norse"}
-    monkeypatch.setattr(workflow.importlib.util, "find_spec", lambda name: name in present or None)
-    assert workflow.default_readers("nir") == ["norse"]
+    monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: name in present or None)
+    assert running.default_readers("nir") == ["norse"]
     present.clear()
-    assert workflow.default_readers("nir") == ["stdeploy"]
-    assert workflow.default_readers("onnx") == ["onnxruntime"]
+    assert running.default_readers("nir") == ["stdeploy"]
+    assert running.default_readers("onnx") == ["onnxruntime"]
     present.add("onnxruntime")
-    assert workflow.default_readers("onnx") == ["onnxruntime"]
-    assert workflow.default_readers("graph") == ["interpreter"]
+    assert running.default_readers("onnx") == ["onnxruntime"]
+    assert running.default_readers("graph") == ["interpreter"]

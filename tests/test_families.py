@@ -17,9 +17,9 @@ from stdeploy.graph.interpreter import interpret
 from stdeploy.models.calibration import firing_rates
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
+from stdeploy.running import executors
 from stdeploy.trace import trace
 from stdeploy.verify import compare
-from stdeploy.workflow import executors
 from tests.families import FAMILIES
 from tests.families.rows import inputs, lowered, row, table, verified
 

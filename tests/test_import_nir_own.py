@@ -258,7 +258,7 @@ def test_a_nir_file_is_a_model_on_the_command_line(
 
 def test_sample_to_nir_to_graph_to_onnx_gives_the_model_s_spikes(tmp_path: Path) -> None:
     """PyTorch against onnxruntime, spike for spike, with a NIR file between them."""
-    from stdeploy import workflow
+    from stdeploy import running, workflow
     from stdeploy.verify import compare
 
     source = workflow.open_source(ROOT / "samples" / "pruned_dsp.pt")
@@ -266,7 +266,7 @@ def test_sample_to_nir_to_graph_to_onnx_gives_the_model_s_spikes(tmp_path: Path)
     workflow.export(source, folded, tmp_path / "sample.nir")
     middle = workflow.open_source(tmp_path / "sample.nir")
     workflow.export(middle, workflow.lower(middle.graph, "onnx"), tmp_path / "sample.onnx")
-    (onnx,) = workflow.executors(tmp_path / "sample.onnx")
+    (onnx,) = running.executors(tmp_path / "sample.onnx")
     images = np.load(ROOT / "samples" / "test_images.npz")["images"][:8]
     report = compare(source.reference, onnx, source.graph, images, exported=folded.graph)
     assert report.ok, report.problems

@@ -10,7 +10,7 @@ import nir
 import numpy as np
 import pytest
 
-from stdeploy import workflow
+from stdeploy import running
 from stdeploy.cli.app import run as command_line
 from stdeploy.errors import UserError
 from stdeploy.exporters.nir import export
@@ -253,4 +253,4 @@ def test_targets_lists_the_dialects(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_default_readers_are_those_of_the_dialect(folder: Path) -> None:
     export(attention("kv", (4, 7)), folder / "net.nir", {"dialect": "compact"})
-    assert [executor.name for executor in workflow.executors(folder / "net.nir")] == ["stdeploy NIR runner"]
+    assert [executor.name for executor in running.executors(folder / "net.nir")] == ["stdeploy NIR runner"]

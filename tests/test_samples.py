@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stdeploy import workflow
+from stdeploy import running, workflow
 from stdeploy.checkpoint import load_checkpoint
 from stdeploy.data import load_data
 from stdeploy.files import sha256
@@ -34,7 +34,7 @@ def test_every_spike_of_a_sample_is_pytorchs(source: workflow.Source, tmp_path: 
     path = tmp_path / "sample.onnx"
     artifact = workflow.export(source, lowered, path)
     assert artifact.size_bytes < 1_000_000
-    readers = workflow.executors(path, _installed())
+    readers = running.executors(path, _installed())
     for report in workflow.check_all(source, lowered.graph, readers, images, labels):
         assert report.ok, report.problems
         (logits,) = report.outputs

@@ -17,10 +17,10 @@ from stdeploy.graph.interpreter import Interpreter, interpret
 from stdeploy.graph.ops import Output
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
+from stdeploy.running import executors
 from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
 from stdeploy.trace import trace
 from stdeploy.verify import compare
-from stdeploy.workflow import executors
 from tests.traced import Repeated, agree, awkward, random_batch
 
 SHAPE, STEPS, CHANNELS = (2, 3, 4), 3, 5

@@ -74,7 +74,7 @@ def command(
     **options: Any,
 ) -> None:
     """Compile MODEL (a checkpoint, or a .stg graph) for a target and prove that it computes the same spikes."""
-    from stdeploy import workflow
+    from stdeploy import running, workflow
     from stdeploy.cli.console import Talk, size_text
     from stdeploy.graph import file as graph_file
     from stdeploy.verify import require
@@ -84,7 +84,7 @@ def command(
     path = output or Path(model_file.stem + workflow.suffix_of(target, wanted))
     workflow.require_output(model_file, target, path, wanted, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
-        workflow.require_readers(target, readers, wanted)
+        running.require_readers(target, readers, wanted)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     describe(talk, source)
     if save_graph is not None:
@@ -169,11 +169,11 @@ def verify(
 
     What an approximate artefact changes is measured instead (stdeploy.approximate).
     """
-    from stdeploy import approximate, workflow
+    from stdeploy import approximate, running, workflow
     from stdeploy.verify import batch_axis
 
     inputs, labels = data
-    candidates = workflow.executors(path, readers)
+    candidates = running.executors(path, readers)
     start = time.perf_counter()
     with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:
         if any(approximate.approximation_of(c) for c in candidates):

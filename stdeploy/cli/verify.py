@@ -49,14 +49,14 @@ def command(
     **options: Any,
 ) -> None:
     """Compare ARTEFACT with MODEL, spike for spike."""
-    from stdeploy import workflow
+    from stdeploy import running, workflow
     from stdeploy.cli import export
     from stdeploy.cli.console import Talk
     from stdeploy.verify import require
 
     talk = Talk(json_file, verbose, quiet)
     # a wrong file or reader is refused before the model is traced
-    workflow.require_readers(workflow.runs_as(artefact), readers)
+    running.require_readers(running.runs_as(artefact), readers)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     exported = workflow.exported_graph(source, artefact)
     chosen = export.inputs_for(talk, source.graph, data, samples)
