@@ -16,7 +16,7 @@ from stdeploy.exporters.onnx.elementwise import emit_affine, emit_binary, emit_s
 from stdeploy.exporters.onnx.emitter import Emitter
 from stdeploy.exporters.onnx.int8 import Int8, takes
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
-from stdeploy.exporters.onnx.neuron import Stepper, emit_neuron, to_float, to_heads
+from stdeploy.exporters.onnx.neuron import Fired, Stepper, emit_neuron, to_heads, to_real
 from stdeploy.exporters.onnx.plan import Group, plan
 from stdeploy.exporters.onnx.pool import emit_avgpool, emit_maxpool
 from stdeploy.exporters.onnx.select import Selections
@@ -35,6 +35,7 @@ class Lowering:
         self.layouts = Layouts(self.emitter, graph.steps)
         self.int8 = Int8(self.layouts)
         self.plan = plan(graph)
+        self.users = graph.users()
         self.values: dict[str, Lowered] = {}
         self.outputs: dict[str, str] = {}
         self.selections = Selections(self.layouts)
@@ -59,7 +60,13 @@ class Lowering:
 
     def quantises(self, node: Node) -> bool:
         """Whether the product at `node` gets int8 weights."""
-        return self.options.weights == "int8" and takes(node, self.graph[node.inputs[0]].value.domain)
+        if self.options.weights != "int8" or not node.inputs:
+            return False
+        return takes(node, self.graph[node.inputs[0]].value.domain)
+
+    def wants_codes(self, node: Node) -> bool:
+        """Whether a product reads the neuron's spikes as uint8."""
+        return any(self.quantises(reader) for reader in self.users[node.name])
 
     def gemm(self, nodes: tuple[Node, ...], x: Lowered, form: Form, name: str) -> str:
         """The Linears (or pointwise Convs) at `nodes`, which read `x`, as one product; biases per step left out."""
@@ -154,7 +161,8 @@ def _neuron(low: Lowering, node: Node, op: ops.Neuron, args: list[Lowered]) -> L
             low.grouped.update(_group(low, group))
         return low.grouped[node.name]
     negated = bool({node.inputs[0]} & low.plan.negated)
-    return emit_neuron(low.layouts, node, op, args[0], negated=negated, heads=low.plan.heads.get(node.name))
+    heads, real = low.plan.heads.get(node.name), not low.wants_codes(node)
+    return emit_neuron(low.layouts, node, op, args[0], negated=negated, heads=heads, real=real)
 
 
 def _group(low: Lowering, group: Group) -> dict[str, Lowered]:
@@ -168,30 +176,32 @@ def _group(low: Lowering, group: Group) -> dict[str, Lowered]:
     value = replace(first.value, shape=(sum(widths), *first.value.shape[1:]))
     drive = Lowered(value, {form: y})
     negated = first.name in low.plan.negated
-    fired = Stepper(low.layouts, _shared_name([n.name for n in group.neurons]), drive).run(
-        group.unit, negated
-    )
+    real = not any(low.wants_codes(n) for n in group.neurons)
+    stepper = Stepper(low.layouts, _shared_name([n.name for n in group.neurons]), drive, real=real)
+    fired = stepper.run(group.unit, negated)
     return _members(low, group, fired, form, widths)
 
 
-def _members(low: Lowering, group: Group, fired: str, form: Form, widths: list[int]) -> dict[str, Lowered]:
-    """Each neuron's part of the group's boolean spikes; equal heads are split once for all."""
+def _members(low: Lowering, group: Group, fired: Fired, form: Form, widths: list[int]) -> dict[str, Lowered]:
+    """Each neuron's part of the group's spikes; equal heads are split once for all."""
     neurons, heads = group.neurons, [low.plan.heads.get(n.name) for n in group.neurons]
     em, name = low.emitter, f"{_shared_name([n.name for n in neurons])}/fired"
     alike = heads[0]
     if alike is not None and all(h == alike for h in heads):
         (h, d), n = alike, math.prod(neurons[0].value.shape[1:])
         parts = em.split(
-            low.layouts.split_heads(fired, form, (h * len(neurons), n, d), name), len(neurons), 1, name
+            low.layouts.split_heads(fired.tensor, form, (h * len(neurons), n, d), name), len(neurons), 1, name
         )
+        spikes = [replace(fired, tensor=part) for part in parts]
         return {
-            node.name: Lowered(node.value, {"heads": to_float(low.layouts, node, part)}, sizes=(h, n, d))
-            for node, part in zip(neurons, parts, strict=True)
+            node.name: Lowered(node.value, {"heads": to_real(low.layouts, node, part)}, sizes=(h, n, d))
+            for node, part in zip(neurons, spikes, strict=True)
         }
     out = {}
-    for node, part, split in zip(neurons, em.split(fired, widths, 1, name), heads, strict=True):
+    spikes = [replace(fired, tensor=part) for part in em.split(fired.tensor, widths, 1, name)]
+    for node, part, split in zip(neurons, spikes, heads, strict=True):
         if split is None:
-            out[node.name] = Lowered(node.value, {form: to_float(low.layouts, node, part)})
+            out[node.name] = Lowered(node.value, {form: to_real(low.layouts, node, part)})
         else:
             sizes = (split[0], math.prod(node.value.shape[1:]), split[1])
             out[node.name] = to_heads(low.layouts, node, part, form, sizes)

@@ -1,14 +1,15 @@
-"""Neurons, unrolled over the steps: per step a multiply-add, a compare and a select, one cast in all."""
+"""Neurons, unrolled over the steps: per step a multiply-add, a compare and a select."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stdeploy.exporters.onnx.layout import Form, Layouts, Lowered
+from stdeploy.exporters.onnx.ramp import Ramp, ramp
 from stdeploy.graph.graph import Node
 from stdeploy.graph.ops import Neuron
 from stdeploy.graph.value import Domain
@@ -90,12 +91,22 @@ def is_power_of_two(values: Array | float | None) -> bool:
 
 
 def emit_neuron(
-    layouts: Layouts, node: Node, op: Neuron, x: Lowered, *, negated: bool, heads: tuple[int, int] | None
+    layouts: Layouts,
+    node: Node,
+    op: Neuron,
+    x: Lowered,
+    *,
+    negated: bool,
+    heads: tuple[int, int] | None,
+    real: bool,
 ) -> Lowered:
-    """Spikes of `op` for all steps: in x's own form, or split into the equal `heads` that products read."""
+    """Spikes of `op` for all steps: in x's own form, or split into the equal `heads` that products read.
+
+    `real`: see Stepper.
+    """
     layouts.read(x, x.native, node.name)
     unit = unit_of(node, x.value.domain)
-    stepper = Stepper(layouts, node.name, x)
+    stepper = Stepper(layouts, node.name, x, real=real)
     if unit is not None:
         fired = stepper.run(unit, negated)
     elif keeps_order(op, x.value.domain):
@@ -107,29 +118,45 @@ def emit_neuron(
         positions = math.prod(x.value.shape[1:])
         return to_heads(layouts, node, fired, form, (heads[0], positions, heads[1]))
     if form == "heads":
-        fired, form = layouts.merge_heads(fired, x.value.shape[0], f"{node.name}/fired"), "last"
-    return Lowered(node.value, {form: to_float(layouts, node, fired)}, sizes=x.sizes)
+        merged = layouts.merge_heads(fired.tensor, x.value.shape[0], f"{node.name}/fired")
+        fired, form = replace(fired, tensor=merged), "last"
+    return Lowered(node.value, {form: to_real(layouts, node, fired)}, sizes=x.sizes)
 
 
-def to_heads(layouts: Layouts, node: Node, fired: str, form: Form, sizes: tuple[int, ...]) -> Lowered:
-    """Boolean spikes as float [lead, H, N, d]."""
-    fired = layouts.split_heads(fired, form, sizes, f"{node.name}/fired")
-    return Lowered(node.value, {"heads": to_float(layouts, node, fired)}, sizes=sizes)
+def to_heads(layouts: Layouts, node: Node, fired: Fired, form: Form, sizes: tuple[int, ...]) -> Lowered:
+    """Spikes as real [lead, H, N, d]."""
+    tensor = layouts.split_heads(fired.tensor, form, sizes, f"{node.name}/fired")
+    return Lowered(node.value, {"heads": to_real(layouts, node, replace(fired, tensor=tensor))}, sizes=sizes)
 
 
-def to_float(layouts: Layouts, node: Node, fired: str) -> str:
-    """Boolean spikes as real numbers, under the neuron's name."""
-    return layouts.emitter.op(
-        "Cast", [fired], f"{node.name}/spikes", output=node.name, to=layouts.emitter.real_type
-    )
+def to_real(layouts: Layouts, node: Node, fired: Fired) -> str:
+    """Spikes as real numbers, under the neuron's name."""
+    em = layouts.emitter
+    if not fired.real:
+        return em.op("Cast", [fired.tensor], f"{node.name}/spikes", output=node.name, to=em.real_type)
+    name = em.fresh(node.name)
+    em.rename(fired.tensor, name)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """A tensor of spikes: real numbers, or booleans."""
+
+    tensor: str
+    real: bool
 
 
 class Stepper:
-    """The steps of the neurons that `x` drives; what it returns is boolean, all steps joined again."""
+    """The steps of the neurons that `x` drives.
 
-    def __init__(self, layouts: Layouts, name: str, x: Lowered) -> None:
+    `real`: spikes come as real numbers where one operator makes them so; else as booleans, for a reader
+    that wants integers.
+    """
+
+    def __init__(self, layouts: Layouts, name: str, x: Lowered, *, real: bool) -> None:
         self.em, self.steps = layouts.emitter, layouts.steps
-        self.name = name
+        self.name, self.real = name, real
         self.form: Form = x.native
         self.tensor = x.tensors[self.form]
         self.static = x.value.time == "static"
@@ -140,8 +167,11 @@ class Stepper:
             return [self.tensor] * self.steps
         return self.em.split(self.tensor, self.steps, 0, f"{self.name}/drive")
 
-    def join(self, spikes: list[str]) -> str:
-        return self.em.op("Concat", spikes, f"{self.name}/fired", axis=0) if len(spikes) > 1 else spikes[0]
+    def join(self, spikes: list[str], gate: Gate) -> Fired:
+        joined = spikes[0]
+        if len(spikes) > 1:
+            joined = self.em.op("Concat", spikes, f"{self.name}/fired", axis=0)
+        return Fired(joined, gate.real)
 
     def parameter(self, values: Array, label: str) -> str:
         values = np.asarray(values)
@@ -160,45 +190,45 @@ class Stepper:
     def do(self, kind: str, a: str, b: str, label: str, t: int) -> str:
         return self.em.op(kind, [a, b], f"{self.name}/{label}.t{t}")
 
-    def fire(self, h: str, threshold: str, t: int) -> str:
-        return self.do("GreaterOrEqual", h, threshold, "fire", t)
+    def gate(self, threshold: Array, *, real: bool = True, rising: bool = True) -> Gate:
+        """How the neurons fire; `real` False where a reset needs booleans."""
+        found = None
+        if self.real and real and np.all(threshold == threshold.flat[0]):
+            found = ramp(float(threshold.flat[0]), self.em.real, rising=rising)
+        return Gate(self, threshold, found, rising)
 
-    def select(self, spike: str, fired: str, h: str, t: int) -> str:
-        return self.em.op("Where", [spike, fired, h], f"{self.name}/reset.t{t}")
-
-    def memoryless(self, threshold: Array) -> str:
+    def memoryless(self, threshold: Array) -> Fired:
         """tau = 1 forgets the membrane: all steps at once."""
-        fired = self.fire(self.tensor, self.parameter(threshold, "threshold"), 0)
-        return self.join([fired] * (self.steps if self.static else 1))
+        gate = self.gate(threshold)
+        fired = gate.fire(self.tensor, 0)
+        return self.join([fired] * (self.steps if self.static else 1), gate)
 
-    def run(self, unit: Unit, negated: bool) -> str:
+    def run(self, unit: Unit, negated: bool) -> Fired:
         """The unit's steps; `negated` says that the drive is -x."""
         if unit.mirrored and self.steps > 1:
             return self.mirrored(unit, negated)
-        drives, last = self.drives(), self.steps - 1
-        threshold, u, spikes = self.parameter(unit.threshold, "threshold"), "", []
-        for t, x in enumerate(drives):
+        last, u, spikes = self.steps - 1, "", []
+        gate = self.gate(unit.threshold, real=not unit.hard or last == 0)
+        for t, x in enumerate(self.drives()):
             h = self.do("Add", self.leak(unit, u, t), x, "charge", t) if t else x
-            spikes.append(self.fire(h, threshold, t))
-            if t < last and unit.hard:
-                u = self.select(spikes[t], self.parameter(np.asarray(0.0), "zero"), h, t)
-            elif t < last:
-                u = self.select(spikes[t], self.do("Sub", h, threshold, "drop", t), h, t)
-        return self.join(spikes)
+            spikes.append(gate.fire(h, t))
+            if t < last:
+                u = gate.reset(spikes[t], h, "", t) if unit.hard else gate.drop(spikes[t], h, t)
+        return self.join(spikes, gate)
 
-    def mirrored(self, unit: Unit, negated: bool) -> str:
+    def mirrored(self, unit: Unit, negated: bool) -> Fired:
         """The same on -u, which rounds alike: fire where -u <= -threshold."""
         level = -float(unit.threshold.flat[0].astype(self.em.real))
-        threshold, u, spikes = self.parameter(np.asarray(level), "threshold"), "", []
+        gate, u, spikes = self.gate(np.asarray(level), rising=False), "", []
         for t, x in enumerate(self.drives()):
             if t:
                 h = self.do("Add" if negated else "Sub", self.leak(unit, u, t), x, "charge", t)
             else:
                 h = x if negated else self.em.op("Neg", [x], f"{self.name}/charge.t0")
-            spikes.append(self.do("LessOrEqual", h, threshold, "fire", t))
+            spikes.append(gate.fire(h, t))
             if t < self.steps - 1:
                 u = self.em.op("ThresholdedRelu", [h], f"{self.name}/reset.t{t}", alpha=level)
-        return self.join(spikes)
+        return self.join(spikes, gate)
 
     def leak(self, unit: Unit, u: str, t: int) -> str:
         return (
@@ -207,19 +237,17 @@ class Stepper:
             else u
         )
 
-    def in_order(self, op: Neuron) -> str:
+    def in_order(self, op: Neuron) -> Fired:
         """The equation of ops.Neuron, operation by operation, as the reference interpreter does it."""
-        drives, last = self.drives(), self.steps - 1
+        last, hard = self.steps - 1, op.v_reset is not None
         rest = "" if op.v_reset is None or not np.any(op.v_reset) else self.parameter(op.v_reset, "v_reset")
-        threshold, v, spikes = self.parameter(op.v_threshold, "threshold"), rest, []
-        for t, x in enumerate(drives):
+        gate, v, spikes = self.gate(np.asarray(op.v_threshold), real=not hard or last == 0), rest, []
+        for t, x in enumerate(self.drives()):
             h = self.charge(op, v, x, rest, t)
-            spikes.append(self.fire(h, threshold, t))
-            if t < last and op.v_reset is not None:
-                v = self.select(spikes[t], rest or self.parameter(np.asarray(0.0), "zero"), h, t)
-            elif t < last:
-                v = self.select(spikes[t], self.do("Sub", h, threshold, "drop", t), h, t)
-        return self.join(spikes)
+            spikes.append(gate.fire(h, t))
+            if t < last:
+                v = gate.reset(spikes[t], h, rest, t) if hard else gate.drop(spikes[t], h, t)
+        return self.join(spikes, gate)
 
     def charge(self, op: Neuron, v: str, x: str, rest: str, t: int) -> str:
         """h at step t; at the first step v is v_reset, so that v - v_reset is exactly 0."""
@@ -234,3 +262,45 @@ class Stepper:
         if away:
             v = self.do("Sub", v, self.do("Div", away, tau, "leak", t), "left", t)
         return self.do("Add", v, x, "charge", t) if v else x
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """Compares membranes with `threshold`, by a ramp where there is one: fire where h >= threshold (`rising`) or <=."""
+
+    stepper: Stepper
+    threshold: Array
+    ramp: Ramp | None
+    rising: bool
+
+    @property
+    def real(self) -> bool:
+        return self.ramp is not None
+
+    def level(self) -> str:
+        return self.stepper.parameter(self.threshold, "threshold")
+
+    def fire(self, h: str, t: int) -> str:
+        """Spikes, real or boolean."""
+        own = self.stepper
+        if self.ramp is not None:
+            name, found = f"{own.name}/fire.t{t}", self.ramp
+            return own.em.op("HardSigmoid", [h], name, alpha=found.alpha, beta=found.beta)
+        return own.do("GreaterOrEqual" if self.rising else "LessOrEqual", h, self.level(), "fire", t)
+
+    def reset(self, spike: str, h: str, rest: str, t: int) -> str:
+        """Hard: `rest` ("" for 0) where it fired; of boolean spikes."""
+        own = self.stepper
+        value = rest or own.parameter(np.asarray(0.0), "zero")
+        return own.em.op("Where", [spike, value, h], f"{own.name}/reset.t{t}")
+
+    def drop(self, spike: str, h: str, t: int) -> str:
+        """Soft: h - threshold where it fired."""
+        own = self.stepper
+        if self.ramp is None:
+            return own.em.op(
+                "Where", [spike, own.do("Sub", h, self.level(), "drop", t), h], f"{own.name}/reset.t{t}"
+            )
+        if np.any(self.threshold != 1):
+            spike = own.do("Mul", spike, self.level(), "drop", t)
+        return own.do("Sub", h, spike, "reset", t)
