@@ -1,0 +1,165 @@
+"""A program while it is written: buffers, stages, and the two arrays that hold every weight and every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.formats import Format, Layout, route
+from stdeploy.exporters.event.stages import STEPS_TOGETHER
+from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.weight import Array
+
+ALIGNED = 16
+"""Elements: places in the arrays are multiples of 64 bytes."""
+
+
+class Blob:
+    """One array that grows; what is put in twice lies there once."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._parts: list[Array] = []
+        self._places: dict[bytes, int] = {}
+        self._size = 0
+
+    def add(self, array: Any) -> int:
+        """Store `array`, flat; its first element's index."""
+        flat = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
+        key = flat.tobytes()
+        if key in self._places:
+            return self._places[key]
+        place = self._places[key] = self._size
+        padded = np.zeros(-(-flat.size // ALIGNED) * ALIGNED, self.dtype)
+        padded[: flat.size] = flat
+        self._parts.append(padded)
+        self._size += padded.size
+        return place
+
+    def array(self) -> Array:
+        """All of it."""
+        return np.concatenate([*self._parts, np.zeros(ALIGNED, self.dtype)])
+
+
+@dataclass
+class Draft:
+    """Stages in order; what values lie where, in which formats.
+
+    A stage is plain data: `op`, `nodes` (names of the graph's nodes that it does), `places` (field: buffer), `fields`
+    (field: integer), `steps` (fields that are T or, if the value has none, 1), `state` (floats kept from step to
+    step), `once` (it is the same at every step).
+    """
+
+    graph: Graph
+    floats: Blob = field(default_factory=lambda: Blob(np.float32))
+    ints: Blob = field(default_factory=lambda: Blob(np.int32))
+    buffers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    held: dict[str, dict[Format, str]] = field(default_factory=dict)
+    listed: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def layout(self, name: str) -> Layout:
+        """Sizes of a node's value."""
+        return Layout.of(self.graph[name].value)
+
+    def buffer(self, name: str, kind: str, count: int, stepped: bool, *, listed: bool = False) -> str:
+        """A new buffer of `count` elements a step, or (`listed`) a list of events: bits (uint64), floats or ints."""
+        self.buffers[name] = {"kind": kind, "count": count, "stepped": stepped, "listed": listed}
+        return name
+
+    def hold(self, node: Node, form: Format) -> str:
+        """The buffer of a node's value in a format that its stage writes."""
+        layout = self.layout(node.name)
+        kind = "bits" if form.endswith("bits") else "floats"
+        name = self.buffer(f"{node.name} as {form}", kind, layout.count(form), layout.stepped)
+        self.held.setdefault(node.name, {})[form] = name
+        return name
+
+    def has(self, name: str, form: Format) -> bool:
+        return form in self.held[name]
+
+    def stage(
+        self,
+        op: str,
+        nodes: list[str],
+        places: dict[str, str],
+        fields: dict[str, int],
+        steps: dict[str, bool],
+        *,
+        state: int = 0,
+        once: bool = False,
+    ) -> None:
+        """Append a stage."""
+        self.stages.append(
+            {
+                "op": op,
+                "nodes": nodes,
+                "places": places,
+                "fields": {k: int(v) for k, v in fields.items()},
+                "steps": steps,
+                "state": state,
+                "once": once,
+            }
+        )
+
+    def need(self, name: str, form: Format) -> str:
+        """The buffer of a value in `form`, converted where it is not there yet."""
+        layout = self.layout(name)
+        way = route(list(self.held[name]), form, bits=layout.planes > 0)
+        for before, after in zip(way, way[1:], strict=False):
+            self._convert(name, before, after, layout)
+        return self.held[name][form]
+
+    def _convert(self, name: str, before: Format, after: Format, layout: Layout) -> None:
+        node = self.graph[name]
+        x = self.held[name][before]
+        places = {"x": x, "y": self.hold(node, after)}
+        sizes = {"channels": layout.channels, "positions": layout.positions}
+        if before.endswith("bits") and after.endswith("bits"):
+            op, fields = "Turn", {"planes": layout.planes, "to_positions": after == "position bits"}
+        elif before.endswith("floats") and after.endswith("floats"):
+            op, fields = "Flip", {"to_positions": after == "position floats"}
+        else:
+            op = "Unpack" if before.endswith("bits") else "Pack"
+            fields = {"planes": layout.planes, "unit": self.floats.add([layout.unit])}
+        self.stage(
+            op, [name], places, {**sizes, **fields}, {"steps": layout.stepped}, once=node.value.time == "static"
+        )
+
+    def events(self, name: str) -> dict[str, str]:
+        """The buffers of a value's lists of events (stages.Events), made where they are not there yet."""
+        if name not in self.listed:
+            layout, node = self.layout(name), self.graph[name]
+            bits = layout.planes > 0
+            places = {"x": self.need(name, "position bits" if bits else "position floats")}
+            made = {}
+            for part, each in (("counts", 1), ("rows", layout.channels), ("places", layout.channels)):
+                count = layout.positions * each
+                made[part] = self.buffer(f"{name} {part} of events", "ints", count, layout.stepped, listed=True)
+            if not bits or layout.planes > 1:
+                count = layout.size * STEPS_TOGETHER
+                made["values"] = self.buffer(f"{name} values of events", "floats", count, layout.stepped, listed=True)
+            else:
+                places["patterns"] = self._patterns()
+            fields = {
+                "x_floats": not bits,
+                "planes": layout.planes,
+                "channels": layout.channels,
+                "positions": layout.positions,
+            }
+            once = node.value.time == "static"
+            self.stage("Events", [name], {**places, **made}, fields, {"steps": layout.stepped}, once=once)
+            self.listed[name] = made
+        return self.listed[name]
+
+    def _patterns(self) -> str:
+        """The buffer of a spike's factors in four steps, by the number whose bits those steps are."""
+        name = "patterns of spikes"
+        if name not in self.buffers:
+            table = np.arange(2**STEPS_TOGETHER)[:, None] >> np.arange(STEPS_TOGETHER) & 1
+            fields = {"size": table.size, "value": self.floats.add(table), "stride": 0}
+            y = self.buffer(name, "floats", table.size, False)
+            self.stage("Constant", [], {"y": y}, fields, {"steps": False}, once=True)
+        return name

@@ -1,0 +1,127 @@
+"""Weights and neurons as the kernels read them: blocks of rows, CSR, tables of windows and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, SOFT
+from stdeploy.graph.ops import AvgPool, Conv, Linear, MaxPool, Neuron
+from stdeploy.graph.weight import Array
+
+LANES, MOST_VECTORS = 16, 6
+RUN = 64
+"""Bits that one move of a run takes."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """For every output position the pairs (tap, input position) that it sees, by position, then by tap."""
+
+    ends: Array
+    pairs: Array
+    taps: int
+    positions: int
+
+    def table(self) -> Array:
+        """int32: ends, then pairs."""
+        return np.concatenate([self.ends, self.pairs.reshape(-1)]).astype(np.int32)
+
+    def runs(self) -> Array:
+        """int32: taps + 1 ends, then (dst, src, n): where neighbouring outputs see neighbouring inputs."""
+        position = np.repeat(np.arange(self.positions), np.diff(self.ends))
+        ends, triples = [0], []
+        for tap in range(self.taps):
+            mine = self.pairs[:, 0] == tap
+            dst, src = position[mine], self.pairs[mine, 1]
+            breaks = np.flatnonzero((np.diff(dst) != 1) | (np.diff(src) != 1)) + 1
+            for part in np.split(np.arange(dst.size), breaks):
+                triples += [(dst[k], src[k], min(RUN, part[-1] + 1 - k)) for k in part[::RUN]]
+            ends.append(len(triples))
+        return np.concatenate([ends, np.asarray(triples, dtype=np.int64).reshape(-1)]).astype(np.int32)
+
+
+def identity(positions: int) -> Windows:
+    """Every position sees itself, by one tap."""
+    places = np.arange(positions)
+    pairs = np.stack([np.zeros_like(places), places], axis=1)
+    return Windows(np.arange(positions + 1), pairs, 1, positions)
+
+
+def windows(op: Conv | MaxPool | AvgPool, shape: tuple[int, ...], out: tuple[int, ...]) -> Windows:
+    """The windows of a convolution or a pool over `shape` (spatial); what lies outside is left out."""
+    kernel = op.weight.shape[2:] if isinstance(op, Conv) else op.kernel
+    dilation = (1,) * len(kernel) if isinstance(op, AvgPool) else op.dilation
+    outs = np.stack(np.meshgrid(*(np.arange(n) for n in out), indexing="ij"), axis=-1).reshape(-1, 1, len(out))
+    taps = np.stack(np.meshgrid(*(np.arange(k) for k in kernel), indexing="ij"), axis=-1).reshape(1, -1, len(out))
+    at = outs * np.array(op.stride) + taps * np.array(dilation) - np.array(op.padding)
+    inside = ((at >= 0) & (at < np.array(shape))).all(axis=-1)
+    flat = (at * np.array([int(np.prod(shape[i + 1 :])) for i in range(len(shape))])).sum(axis=-1)
+    tap = np.broadcast_to(np.arange(taps.shape[1]), inside.shape)
+    ends = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
+    return Windows(ends, np.stack([tap[inside], flat[inside]], axis=1), taps.shape[1], outs.shape[0])
+
+
+def matrix(op: Linear | Conv) -> scipy.sparse.csr_array:
+    """Weights [outputs, tap x C + c] of a product, groups and all."""
+    weight = op.weight.array()
+    if isinstance(op, Linear):
+        return scipy.sparse.csr_array(weight)
+    outputs, inputs = weight.shape[:2]
+    flat = weight.reshape(outputs, inputs, -1).transpose(0, 2, 1)
+    taps, per = flat.shape[1], outputs // op.groups
+    parts = []
+    for g in range(op.groups):
+        o, tap, c = np.nonzero(flat[g * per : (g + 1) * per])
+        column = tap * inputs * op.groups + g * inputs + c
+        parts.append((flat[g * per + o, tap, c], g * per + o, column))
+    data, rows, columns = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return scipy.sparse.csr_array((data, (rows, columns)), shape=(outputs, taps * inputs * op.groups))
+
+
+def blocks_of(outputs: int) -> tuple[int, int]:
+    """Blocks, and vectors of 16 in each, that hold `outputs`."""
+    vectors = -(-outputs // LANES)
+    blocks = -(-vectors // MOST_VECTORS)
+    return blocks, -(-vectors // blocks)
+
+
+def padded(values: Array, outputs: int, fill: float) -> Array:
+    """[..., outputs] with the room of its blocks: [..., blocks x vectors x 16], float32."""
+    blocks, vectors = blocks_of(outputs)
+    room = np.full((*values.shape[:-1], blocks * vectors * LANES), fill, np.float32)
+    room[..., :outputs] = values
+    return room
+
+
+def rows(weights: scipy.sparse.csr_array) -> tuple[Array, Array]:
+    """Dense rows by block, [blocks, rows, 16 vectors], and how many of each are not zero."""
+    outputs, inputs = weights.shape
+    blocks, vectors = blocks_of(outputs)
+    dense = padded(np.ascontiguousarray(weights.toarray().T), outputs, 0)
+    stacked = np.ascontiguousarray(dense.reshape(inputs, blocks, vectors * LANES).swapaxes(0, 1))
+    return stacked, np.count_nonzero(stacked, axis=2).astype(np.int32)
+
+
+def neuron(op: Neuron, channels: int) -> tuple[Array, int]:
+    """[3, channels]: tau or 1/tau, rest, threshold; and the neuron's kind."""
+
+    def each(value: Array) -> Array:
+        return np.broadcast_to(np.asarray(value, np.float32), (channels,))
+
+    kind = SOFT if op.v_reset is None else 0
+    rest = np.zeros(channels, np.float32) if op.v_reset is None else each(op.v_reset)
+    if op.tau is None:
+        return np.stack([np.zeros(channels, np.float32), rest, each(op.v_threshold)]), kind
+    tau = each(op.tau)
+    exact = bool(np.all(np.frexp(tau)[0] == 0.5))  # a power of two: x / tau is x * (1 / tau)
+    kind |= (DECAY_INPUT if op.decay_input else 0) | (0 if exact else DIVIDE)
+    return np.stack([1 / tau if exact else tau, rest, each(op.v_threshold)]), kind
+
+
+def unit_scaled(weights: scipy.sparse.csr_array, unit: float) -> scipy.sparse.csr_array:
+    """Weights times the unit of the counts that they meet."""
+    return weights if unit == 1 else scipy.sparse.csr_array(weights * np.float32(unit))
+

@@ -1,0 +1,210 @@
+"""Spikes and counts as bits: turned, packed, unpacked, unfolded, pooled and added, 64 at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.stages import AddCounts, CopyRows, Pack, Turn, Unfold, Union, Unpack
+from stdeploy.runtime.event.jit import Memory, jit
+from stdeploy.runtime.event.vectors import fetch_add, lowest
+
+TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
+ADD, COPY = AddCounts(), CopyRows()
+WORD = 64
+CHUNK = 512
+"""Words that a thread takes at a time where any division will do."""
+
+_ONE = np.uint64(1)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@jit
+def _transpose(words: Any, at: int) -> None:
+    """The 64 x 64 bits in words[at:at+64], transposed in place by halves (Warren, Hacker's Delight, 7-3)."""
+    size = 32
+    mask = np.uint64(0x00000000FFFFFFFF)
+    while size:
+        shift = np.uint64(size)
+        k = 0
+        while k < WORD:
+            for j in range(k, k + size):
+                low, high = words[at + j], words[at + j + size]
+                swap = ((low >> shift) ^ high) & mask
+                words[at + j] = low ^ (swap << shift)
+                words[at + j + size] = high ^ swap
+            k += 2 * size
+        size //= 2
+        if size:
+            mask ^= mask << np.uint64(size)
+
+
+@jit
+def turn(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `turn` stage (stages.Turn)."""
+    steps, channels, positions = row[TURN.steps], row[TURN.channels], row[TURN.positions]
+    by_channel, by_position = (positions + WORD - 1) // WORD, (channels + WORD - 1) // WORD
+    block = m.scratch // 2
+    units = row[TURN.planes] * steps * by_channel * by_position
+    while True:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= units:
+            break
+        k, c = unit % by_position, unit // by_position
+        w, c = c % by_channel, c // by_channel
+        t, plane = c % steps, c // steps
+        in_positions = ((plane * steps + t) * positions + w * WORD) * by_position + k
+        in_channels = ((plane * channels + k * WORD) * by_channel + w) * steps + t
+        p, c = min(WORD, positions - w * WORD), min(WORD, channels - k * WORD)
+        if row[TURN.to_positions]:
+            first, count, stride, x = c, p, by_channel * steps, row[TURN.x] + in_channels
+            y, y_stride = row[TURN.y] + in_positions, by_position
+        else:
+            first, count, stride, x = p, c, by_position, row[TURN.x] + in_positions
+            y, y_stride = row[TURN.y] + in_channels, by_channel * steps
+        for j in range(WORD):
+            m.words[block + j] = m.words[x + j * stride] if j < first else np.uint64(0)
+        _transpose(m.words, block)
+        for j in range(count):
+            m.words[y + j * y_stride] = m.words[block + j]
+
+
+@jit
+def unpack(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of an `unpack` stage (stages.Unpack)."""
+    steps, channels, positions, planes = row[UNPACK.steps], row[UNPACK.channels], row[UNPACK.positions], row[UNPACK.planes]
+    words = (positions + WORD - 1) // WORD
+    unit_value = m.weights[row[UNPACK.unit]]
+    while True:
+        c = fetch_add(m.control, stage + 1, 1)
+        if c >= channels:
+            break
+        for t in range(steps):
+            y = row[UNPACK.y] + (t * channels + c) * positions
+            for w in range(words):
+                count = min(WORD, positions - w * WORD)
+                for j in range(count):
+                    m.floats[y + w * WORD + j] = 0
+                size = np.float32(1)
+                for k in range(planes):
+                    word = m.words[row[UNPACK.x] + ((k * channels + c) * words + w) * steps + t]
+                    while word:
+                        m.floats[y + w * WORD + lowest(word)] += size
+                        word &= word - _ONE
+                    size *= np.float32(2)
+            for j in range(positions):
+                m.floats[y + j] *= unit_value
+
+
+@jit
+def pack(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `pack` stage (stages.Pack)."""
+    steps, channels, positions, planes = row[PACK.steps], row[PACK.channels], row[PACK.positions], row[PACK.planes]
+    words = (positions + WORD - 1) // WORD
+    unit_value = m.weights[row[PACK.unit]]
+    while True:
+        c = fetch_add(m.control, stage + 1, 1)
+        if c >= channels:
+            break
+        for t in range(steps):
+            x = row[PACK.x] + (t * channels + c) * positions
+            for w in range(words):
+                y = row[PACK.y] + (c * words + w) * steps + t
+                for k in range(planes):
+                    m.words[y + k * channels * words * steps] = 0
+                for j in range(min(WORD, positions - w * WORD)):
+                    count = np.uint64(np.rint(m.floats[x + w * WORD + j] / unit_value))
+                    for k in range(planes):
+                        bit = (count >> np.uint64(k)) & _ONE
+                        m.words[y + k * channels * words * steps] |= bit << np.uint64(j)
+
+
+@jit
+def _move(m: Memory, x: int, y: int, stride: int, dst: int, src: int, n: int) -> None:
+    """Or the n <= 64 bits from bit src of the row at x into the row at y from bit dst on; words lie `stride` apart."""
+    w, shift = src // WORD, np.uint64(src % WORD)
+    bits = m.words[x + w * stride] >> shift
+    if shift and src % WORD + n > WORD:
+        bits |= m.words[x + (w + 1) * stride] << (np.uint64(WORD) - shift)
+    if n < WORD:
+        bits &= (_ONE << np.uint64(n)) - _ONE
+    w, shift = dst // WORD, np.uint64(dst % WORD)
+    m.words[y + w * stride] |= bits << shift
+    if shift and dst % WORD + n > WORD:
+        m.words[y + (w + 1) * stride] |= bits >> (np.uint64(WORD) - shift)
+
+
+@jit
+def unfold(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of an `unfold` stage (stages.Unfold)."""
+    steps, channels, taps = row[UNFOLD.steps], row[UNFOLD.channels], row[UNFOLD.taps]
+    x_words = (row[UNFOLD.x_positions] + WORD - 1) // WORD
+    words = (row[UNFOLD.positions] + WORD - 1) // WORD
+    triples = row[UNFOLD.runs] + taps + 1
+    units = row[UNFOLD.planes] * taps * channels
+    while True:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= units:
+            break
+        c, tap = unit % channels, (unit // channels) % taps
+        x = row[UNFOLD.x] + (unit // (channels * taps) * channels + c) * x_words * steps
+        y = row[UNFOLD.y] + unit * words * steps
+        for j in range(words * steps):
+            m.words[y + j] = 0
+        for r in range(m.indices[row[UNFOLD.runs] + tap], m.indices[row[UNFOLD.runs] + tap + 1]):
+            dst, src, n = m.indices[triples + 3 * r], m.indices[triples + 3 * r + 1], m.indices[triples + 3 * r + 2]
+            for t in range(steps):
+                _move(m, x + t, y + t, steps, dst, src, n)
+
+
+@jit
+def union(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `union` stage (stages.Union)."""
+    steps, positions, windows = row[UNION.steps], row[UNION.positions], row[UNION.windows]
+    width = (row[UNION.channels] + WORD - 1) // WORD
+    pairs = windows + positions + 1
+    while True:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= steps * positions:
+            break
+        t, p = unit // positions, unit % positions
+        x = row[UNION.x] + t * row[UNION.x_positions] * width
+        y = row[UNION.y] + unit * width
+        for j in range(width):
+            m.words[y + j] = 0
+        for k in range(m.indices[windows + p], m.indices[windows + p + 1]):
+            q = m.indices[pairs + 2 * k + 1]
+            for j in range(width):
+                m.words[y + j] |= m.words[x + q * width + j]
+
+
+@jit
+def add_counts(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of an `add_counts` stage: a ripple-carry adder, bit by bit plane (stages.AddCounts)."""
+    words = row[ADD.words] * row[ADD.steps]
+    while True:
+        first = fetch_add(m.control, stage + 1, CHUNK)
+        if first >= words:
+            break
+        for j in range(first, min(words, first + CHUNK)):
+            carry = np.uint64(0)
+            for k in range(row[ADD.z_planes]):
+                a = m.words[row[ADD.x] + k * words + j] if k < row[ADD.x_planes] else np.uint64(0)
+                b = m.words[row[ADD.y] + k * words + j] if k < row[ADD.y_planes] else np.uint64(0)
+                m.words[row[ADD.z] + k * words + j] = a ^ b ^ carry
+                carry = (a & b) | (carry & (a ^ b))
+
+
+@jit
+def copy_rows(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `copy_rows` stage (stages.CopyRows)."""
+    steps = row[COPY.steps]
+    while True:
+        plane = fetch_add(m.control, stage + 1, 1)
+        if plane >= row[COPY.planes]:
+            break
+        x = row[COPY.x] + (plane * row[COPY.x_plane] + row[COPY.first]) * steps
+        y = row[COPY.y] + (plane * row[COPY.y_plane] + row[COPY.to]) * steps
+        for j in range(row[COPY.count] * steps):
+            m.words[y + j] = m.words[x + j]

@@ -1,0 +1,158 @@
+"""Products of sparse weights: each nonzero weight is added where its input's bits are set, 16 positions at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.stages import Columns
+from stdeploy.runtime.event.fire import fire_positions
+from stdeploy.runtime.event.jit import Memory, jit
+from stdeploy.runtime.event.vectors import LANES, fetch_add, make_columns_sum, ones
+
+COLUMNS = Columns()
+CHUNK = 4
+"""Outputs that a thread takes at a time."""
+WORD = 64
+
+_s11, _s12, _s13, _s14 = (make_columns_sum(1, g, indexed=True) for g in (1, 2, 3, 4))
+_s41, _s42, _s43, _s44 = (make_columns_sum(4, g, indexed=True) for g in (1, 2, 3, 4))
+
+
+@jit
+def _sum_masked(
+    m: Memory, steps: int, groups: int, c: int, d: int, scale: Any, n: int, x: int, stride: int, sums: int
+) -> None:
+    f, i, ws, h = m.floats, m.indices, m.weights, m.halves
+    if steps == 4:
+        if groups == 4:
+            _s44(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+        elif groups == 3:
+            _s43(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+        elif groups == 2:
+            _s42(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+        else:
+            _s41(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    elif groups == 4:
+        _s14(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    elif groups == 3:
+        _s13(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    elif groups == 2:
+        _s12(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    else:
+        _s11(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+
+
+@jit
+def _sum(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, sums: int) -> None:
+    """Sums of output o at the positions of word w, for `steps` steps from t on, [steps, 16 groups], with its bias."""
+    size = groups * LANES
+    for s in range(steps):
+        value = np.float32(0)
+        if row[COLUMNS.bias] >= 0:
+            value = m.weights[row[COLUMNS.bias] + (m.step + t + s) * row[COLUMNS.bias_stride] + o]
+        for j in range(size):
+            m.floats[sums + s * size + j] = value
+    begin = m.indices[row[COLUMNS.ends] + o]
+    n = m.indices[row[COLUMNS.ends] + o + 1] - begin
+    x_steps, words = row[COLUMNS.x_steps], (row[COLUMNS.positions] + WORD - 1) // WORD
+    stride = 4 * words * x_steps
+    x = 4 * (row[COLUMNS.x] + w * x_steps + (t if x_steps > 1 else 0))
+    scale = np.float32(1)
+    for _ in range(row[COLUMNS.planes]):
+        _sum_masked(
+            m, steps, groups, row[COLUMNS.columns] + begin, row[COLUMNS.data] + begin, scale, n, x, stride, sums
+        )
+        x += row[COLUMNS.inputs] * stride
+        scale *= np.float32(2)
+
+
+@jit
+def _emit(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, sums: int, v: int) -> None:
+    """Fire on the sums, or store them."""
+    size, positions = groups * LANES, row[COLUMNS.positions]
+    outputs, all_steps = row[COLUMNS.outputs], row[COLUMNS.steps]
+    count = min(WORD, positions - w * WORD)
+    words = (positions + WORD - 1) // WORD
+    for s in range(steps):
+        x = sums + s * size
+        if row[COLUMNS.neuron] < 0:
+            y = row[COLUMNS.y] + ((t + s) * outputs + o) * positions + w * WORD
+            for j in range(count):
+                m.floats[y + j] = m.floats[x + j]
+            continue
+        y = row[COLUMNS.y] + (o * words + w) * all_steps + t + s
+        m.words[y] = 0
+        fire_positions(
+            m.floats, x, v, size, m.weights, row[COLUMNS.neuron] + 3 * o, row[COLUMNS.kind], m.halves, 4 * y
+        )
+        if count < WORD:
+            m.words[y] &= (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+
+
+@jit
+def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
+    """All steps of output o at the positions of word w."""
+    positions, steps, state = row[COLUMNS.positions], row[COLUMNS.steps], row[COLUMNS.state]
+    count = min(WORD, positions - w * WORD)
+    groups = (count + LANES - 1) // LANES
+    size, place = groups * LANES, state + o * positions + w * WORD
+    if row[COLUMNS.neuron] >= 0:
+        rest = m.weights[row[COLUMNS.neuron] + 3 * o + 1]
+        for j in range(size):
+            m.floats[v + j] = m.floats[place + j] if m.step and j < count else rest
+    once = row[COLUMNS.x_steps] == 1 and row[COLUMNS.bias_stride] == 0 and steps > 1
+    t = 0
+    while t < steps:
+        s = 1 if once or steps - t < 4 else 4
+        x = sums
+        if not once:
+            _sum(m, row, o, w, groups, t, s, sums)
+        else:
+            if t == 0:
+                _sum(m, row, o, w, groups, 0, 1, sums)
+            x = sums + size
+            for j in range(size):
+                m.floats[x + j] = m.floats[sums + j]
+        _emit(m, row, o, w, groups, t, s, x, v)
+        t += s
+    if row[COLUMNS.neuron] >= 0 and state >= 0:
+        for j in range(count):
+            m.floats[place + j] = m.floats[v + j]
+
+
+@jit
+def _count(m: Memory, row: Any, stage: int, c: int) -> None:
+    """Synaptic operations of input row c: its set bits times the nonzero weights that read it."""
+    planes, x_steps, inputs = row[COLUMNS.planes], row[COLUMNS.x_steps], row[COLUMNS.inputs]
+    words = (row[COLUMNS.positions] + WORD - 1) // WORD
+    fan_out = m.indices[row[COLUMNS.fan_out] + c]
+    for t in range(x_steps):
+        active = 0
+        for w in range(words):
+            word = np.uint64(0)
+            for k in range(planes):
+                word |= m.words[row[COLUMNS.x] + ((k * inputs + c) * words + w) * x_steps + t]
+            active += ones(word)
+        fetch_add(m.synops, stage * m.steps + t, active * fan_out)
+
+
+@jit
+def columns(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `columns` stage (stages.Columns)."""
+    outputs, words = row[COLUMNS.outputs], (row[COLUMNS.positions] + WORD - 1) // WORD
+    chunks = (outputs + CHUNK - 1) // CHUNK
+    counted = row[COLUMNS.inputs] if m.counting else 0
+    sums = m.scratch
+    v = sums + 5 * WORD
+    while True:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= words * chunks + counted:
+            break
+        if unit >= words * chunks:
+            _count(m, row, stage, unit - words * chunks)
+            continue
+        w, chunk = unit // chunks, unit % chunks
+        for o in range(chunk * CHUNK, min(outputs, (chunk + 1) * CHUNK)):
+            _tile(m, row, o, w, sums, v)

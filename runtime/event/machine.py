@@ -1,0 +1,76 @@
+"""A program laid out in memory, and the threads that run it together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.stages import Select
+from stdeploy.graph.weight import Array
+from stdeploy.runtime.event.jit import Memory
+from stdeploy.runtime.event.memory import Arena, aligned, plan, repeated
+from stdeploy.runtime.event.program import run as run_stages
+
+_KINDS: dict[str, tuple[Any, int]] = {"bits": (np.uint64, 8), "floats": (np.float32, 4), "ints": (np.int32, 4)}
+
+
+class Machine:
+    """A program for `steps` steps at a time: one arena, used by `threads` threads.
+
+    `stateful`: neurons go on where the last call left them. The arrays are the file's and are never written.
+    """
+
+    def __init__(
+        self, header: Mapping[str, Any], arrays: Mapping[str, Array], steps: int, threads: int, *, stateful: bool
+    ) -> None:
+        self.header, self.steps, self.threads = header, steps, threads
+        self.arena: Arena = plan(header, steps, threads, stateful=stateful)
+        self.bytes = aligned(self.arena.size)
+        self.table = self.arena.table
+        self.stages = len(self.table)
+        self.synops = np.zeros(self.stages * steps, np.int64)
+        self._control = np.zeros(self.stages + 1, np.int64)
+        self._arrays = tuple(_read_only(arrays[name]) for name in ("weights", "indices"))
+        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def array(self, buffer: str) -> Array:
+        """A buffer's elements, flat: uint64, float32 or int32."""
+        entry = self.header["buffers"][buffer]
+        kind, width = _KINDS[entry["kind"]]
+        start, count = self.arena.places[buffer], entry["count"] * repeated(entry, self.steps)
+        return self.bytes[start : start + width * count].view(kind)
+
+    def run(self, first: int, last: int, step: int = 0, *, counting: bool = False) -> None:
+        """Run stages first..last on all threads; `step`: how many steps the state has seen."""
+        if first == last:
+            return
+        self._control[:] = 0
+        others = [
+            self._pool.submit(run_stages, self._memory(k, step, counting), self.table, first, last, self.threads)
+            for k in range(1, self.threads)
+            if self._pool is not None
+        ]
+        run_stages(self._memory(0, step, counting), self.table, first, last, self.threads)
+        for other in others:
+            other.result()
+
+    def keep_tokens(self, stage: int) -> None:
+        """Run a Select again with the positions that lie in its buffer instead of its own."""
+        self.table[stage, Select().forced] = 1
+        self.run(stage, stage + 1)
+        self.table[stage, Select().forced] = 0
+
+    def _memory(self, thread: int, step: int, counting: bool) -> Memory:
+        views = (self.bytes.view(kind) for kind in (np.float32, np.int32, np.uint64, np.uint16))
+        scratch = (self.arena.scratch + thread * self.arena.room) // 4
+        return Memory(*views, *self._arrays, self._control, self.synops, scratch, self.steps, step, counting)
+
+
+def _read_only(array: Array) -> Array:
+    """A plain view that cannot be written: numba compiles for one type of array, mapped or not."""
+    view = np.asarray(array).view(np.ndarray)
+    view.setflags(write=False)
+    return view

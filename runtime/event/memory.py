@@ -1,0 +1,114 @@
+"""One allocation for a session: where every buffer, every neuron's state and every thread's scratch lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.stages import NUMBER, STAGES, STEPS_TOGETHER, WIDTH
+from stdeploy.graph.weight import Array
+
+ALIGNED = 64
+"""Bytes: a cache line."""
+LEAST_SCRATCH = 512
+"""Floats of scratch that any stage may use."""
+LANES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """Byte offsets of the buffers, the program's table, and the arena's size for so many threads.
+
+    `states` is where the state of neurons and readouts begins, `scratch` where the first thread's scratch does;
+    each thread has `room` bytes.
+    """
+
+    table: Array
+    places: dict[str, int]
+    scratch: int
+    room: int
+    size: int
+
+
+def _bytes(buffer: Mapping[str, Any], steps: int) -> int:
+    width = 8 if buffer["kind"] == "bits" else 4
+    raw = width * buffer["count"] * repeated(buffer, steps)
+    return max(ALIGNED, -(-raw // ALIGNED) * ALIGNED)
+
+
+def repeated(buffer: Mapping[str, Any], steps: int) -> int:
+    """How often a buffer's elements lie there: once, for every step, or for every few steps whose events share a list."""
+    if not buffer["stepped"]:
+        return 1
+    return -(-steps // STEPS_TOGETHER) if buffer["listed"] else steps
+
+
+def _lifetimes(stages: Sequence[Mapping[str, Any]], kept: set[str]) -> dict[str, tuple[int, int]]:
+    """First and last stage that touch each buffer; kept ones live from first to last."""
+    spans: dict[str, tuple[int, int]] = {}
+    for number, stage in enumerate(stages):
+        for name in stage["places"].values():
+            spans[name] = (spans.get(name, (number, number))[0], number)
+        if stage["once"]:
+            kept |= set(stage["places"].values())
+    return {name: (0, len(stages)) if name in kept else span for name, span in spans.items()}
+
+
+def _assign(sizes: Mapping[str, int], spans: Mapping[str, tuple[int, int]]) -> tuple[dict[str, int], int]:
+    """Offsets of buffers that may share memory where their lives do not meet: largest first, lowest fit."""
+    placed: list[tuple[int, int, tuple[int, int]]] = []
+    places, end = {}, 0
+    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
+        first, last = spans[name]
+        at = 0
+        for start, stop, (other_first, other_last) in sorted(placed):
+            if other_first <= last and first <= other_last and at < stop and start < at + sizes[name]:
+                at = stop
+        placed.append((at, at + sizes[name], spans[name]))
+        places[name] = at
+        end = max(end, at + sizes[name])
+    return places, end
+
+
+def plan(header: Mapping[str, Any], steps: int, threads: int, *, stateful: bool) -> Arena:
+    """Lay out a program for `steps` steps at a time; `stateful`: neurons go on from call to call."""
+    stages, buffers = header["stages"], header["buffers"]
+    kept = {header["input"]["buffer"], *(out["buffer"] for out in header["outputs"])}
+    spans = _lifetimes(stages, kept)
+    for name in kept:
+        spans.setdefault(name, (0, len(stages)))
+    places, end = _assign({name: _bytes(buffers[name], steps) for name in spans}, spans)
+    table = np.full((len(stages), WIDTH), -1, np.int64)
+    for number, stage in enumerate(stages):
+        columns = STAGES[NUMBER[stage["op"]]]()._asdict()  # type: ignore[attr-defined]
+        row = table[number]
+        row[0] = NUMBER[stage["op"]]
+        for field, value in stage["fields"].items():
+            row[columns[field]] = value
+        for field, stepped in stage["steps"].items():
+            row[columns[field]] = steps if stepped else 1
+        for field, name in stage["places"].items():
+            row[columns[field]] = places[name] // (8 if buffers[name]["kind"] == "bits" else 4)
+        if stateful and stage["state"]:
+            row[columns["state"]] = end // 4
+            end += -(-4 * stage["state"] // ALIGNED) * ALIGNED
+    room = 4 * max([LEAST_SCRATCH, *(_scratch(stage) for stage in stages)])
+    room = -(-room // ALIGNED) * ALIGNED
+    return Arena(table, places, end, room, end + room * threads)
+
+
+def _scratch(stage: Mapping[str, Any]) -> int:
+    """Floats that a stage's kernel keeps to itself: rows hold the sums of some steps, and membranes."""
+    if stage["op"] != "Rows":
+        return 0
+    return int((STEPS_TOGETHER + 1) * LANES * stage["fields"]["vectors"])
+
+
+def aligned(size: int) -> Array:
+    """`size` zero bytes that begin at a cache line."""
+    raw = np.zeros(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size]

@@ -1,0 +1,126 @@
+"""The program: every thread runs every stage's share, and waits for the others between two stages."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from stdeploy.exporters.event.stages import NUMBER
+from stdeploy.runtime.event.attention import pairs, product, tokens
+from stdeploy.runtime.event.bits import add_counts, copy_rows, pack, turn, unfold, union, unpack
+from stdeploy.runtime.event.columns import columns
+from stdeploy.runtime.event.events import events
+from stdeploy.runtime.event.frames import (
+    affine,
+    constant,
+    elementwise,
+    fire,
+    fire_by_position,
+    flip,
+    gather,
+    readout,
+    segments,
+    select,
+)
+from stdeploy.runtime.event.jit import Memory, jit
+from stdeploy.runtime.event.rows import rows
+from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way
+
+SPINS = 2000
+"""Looks at the barrier before a waiting thread offers its core to others."""
+
+_EVENTS, _ROWS, _COLUMNS, _TURN, _FLIP = NUMBER["Events"], NUMBER["Rows"], NUMBER["Columns"], NUMBER["Turn"], NUMBER["Flip"]
+_UNPACK, _PACK, _UNFOLD, _UNION = NUMBER["Unpack"], NUMBER["Pack"], NUMBER["Unfold"], NUMBER["Union"]
+_ADD, _COPY, _TOKENS, _PAIRS = NUMBER["AddCounts"], NUMBER["CopyRows"], NUMBER["Tokens"], NUMBER["Pairs"]
+_FIRE, _FIRE_P, _ELEMENT = NUMBER["Fire"], NUMBER["FirePositions"], NUMBER["Elementwise"]
+_AFFINE, _GATHER, _SEGMENTS = NUMBER["Affine"], NUMBER["Gather"], NUMBER["Segments"]
+_PRODUCT, _SELECT, _READOUT = NUMBER["Product"], NUMBER["Select"], NUMBER["Readout"]
+
+
+@jit
+def _share(m: Memory, row: Any, stage: int) -> None:
+    kind = row[0]
+    if kind == _EVENTS:
+        events(m, row, stage)
+    elif kind == _ROWS:
+        rows(m, row, stage)
+    elif kind == _COLUMNS:
+        columns(m, row, stage)
+    elif kind == _TURN:
+        turn(m, row, stage)
+    elif kind == _FLIP:
+        flip(m, row, stage)
+    elif kind == _UNPACK:
+        unpack(m, row, stage)
+    elif kind == _PACK:
+        pack(m, row, stage)
+    elif kind == _UNFOLD:
+        unfold(m, row, stage)
+    elif kind == _UNION:
+        union(m, row, stage)
+    elif kind == _ADD:
+        add_counts(m, row, stage)
+    elif kind == _COPY:
+        copy_rows(m, row, stage)
+    elif kind == _TOKENS:
+        tokens(m, row, stage)
+    elif kind == _PAIRS:
+        pairs(m, row, stage)
+    elif kind == _FIRE:
+        fire(m, row, stage)
+    elif kind == _FIRE_P:
+        fire_by_position(m, row, stage)
+    elif kind == _ELEMENT:
+        elementwise(m, row, stage)
+    elif kind == _AFFINE:
+        affine(m, row, stage)
+    elif kind == _GATHER:
+        gather(m, row, stage)
+    elif kind == _SEGMENTS:
+        segments(m, row, stage)
+    elif kind == _PRODUCT:
+        product(m, row, stage)
+    elif kind == _SELECT:
+        select(m, row, stage)
+    elif kind == _READOUT:
+        readout(m, row, stage)
+    else:
+        constant(m, row, stage)
+
+
+@jit
+def _wait(control: Any, threads: int, round_: int) -> None:
+    """Return when all threads have come here for the `round_`-th time."""
+    fetch_add(control, 0, 1)
+    looks = 0
+    while atomic_load(control, 0) < threads * round_:
+        looks += 1
+        if looks > SPINS:
+            give_way()
+
+
+def _sources() -> str:
+    """A digest of the kernels' sources: numba's cache looks only at the file of the function that it caches."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compiled(sources: str) -> Any:
+    @numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
+    def run(m: Memory, table: Any, first: int, last: int, threads: int) -> int:
+        for stage in range(first, last):
+            _share(m, table[stage], stage)
+            if threads > 1:
+                _wait(m.control, threads, stage - first + 1)
+        return len(sources)
+
+    return run
+
+
+run = _compiled(_sources())
+"""Run stages first..last of a table as one of `threads` threads; `control` is zero before, for all of them."""

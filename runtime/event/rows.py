@@ -1,0 +1,198 @@
+"""Event-driven products: each output position sums the dense weight rows of the inputs that are active there.
+
+Up to four steps go together: an input that is active in any of them has its weight row read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdeploy.exporters.event.stages import STEPS_TOGETHER, Rows
+from stdeploy.runtime.event.fire import fire_channels
+from stdeploy.runtime.event.jit import Memory, jit
+from stdeploy.runtime.event.vectors import LANES, fetch_add, make_rows_sum
+
+ROWS = Rows()
+CHUNK = 8
+"""Positions that a thread takes at a time."""
+
+_11, _12, _13, _14 = (make_rows_sum(1, steps) for steps in range(1, 5))
+_21, _22, _23, _24 = (make_rows_sum(2, steps) for steps in range(1, 5))
+_31, _32, _33, _34 = (make_rows_sum(3, steps) for steps in range(1, 5))
+_41, _42, _43, _44 = (make_rows_sum(4, steps) for steps in range(1, 5))
+_51, _52, _53, _54 = (make_rows_sum(5, steps) for steps in range(1, 5))
+_61, _62, _63, _64 = (make_rows_sum(6, steps) for steps in range(1, 5))
+
+
+@jit
+def _sum_rows(
+    m: Memory, vectors: int, steps: int, w: int, rows: int, places: int, n: int, sums: int
+) -> None:
+    f, i, ws = m.floats, m.ints, m.weights
+    if vectors == 6 and steps == 4:
+        _64(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 6 and steps == 3:
+        _63(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 6 and steps == 2:
+        _62(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 6 and steps == 1:
+        _61(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 5 and steps == 4:
+        _54(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 5 and steps == 3:
+        _53(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 5 and steps == 2:
+        _52(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 5 and steps == 1:
+        _51(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 4 and steps == 4:
+        _44(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 4 and steps == 3:
+        _43(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 4 and steps == 2:
+        _42(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 4 and steps == 1:
+        _41(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 3 and steps == 4:
+        _34(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 3 and steps == 3:
+        _33(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 3 and steps == 2:
+        _32(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 3 and steps == 1:
+        _31(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 2 and steps == 4:
+        _24(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 2 and steps == 3:
+        _23(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 2 and steps == 2:
+        _22(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 2 and steps == 1:
+        _21(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 1 and steps == 4:
+        _14(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 1 and steps == 3:
+        _13(ws, w, i, rows, places, f, n, f, sums)
+    elif vectors == 1 and steps == 2:
+        _12(ws, w, i, rows, places, f, n, f, sums)
+    else:
+        _11(ws, w, i, rows, places, f, n, f, sums)
+
+
+@jit
+def _begin(m: Memory, row: Any, block: int, t: int, steps: int, sums: int) -> None:
+    """Sums begin with the bias."""
+    size, bias = row[ROWS.vectors] * LANES, row[ROWS.bias]
+    for s in range(steps):
+        b = bias + (m.step + t + s) * row[ROWS.bias_stride] + block * size
+        for j in range(size):
+            m.floats[sums + s * size + j] = m.weights[b + j] if bias >= 0 else np.float32(0)
+
+
+@jit
+def _add_events(m: Memory, row: Any, block: int, p: int, t: int, steps: int, sums: int) -> None:
+    """Add to the sums what position p sees in steps t..t + steps."""
+    channels, taps, vectors = row[ROWS.channels], row[ROWS.taps], row[ROWS.vectors]
+    size = vectors * LANES
+    pairs = taps + row[ROWS.positions] + 1
+    w = row[ROWS.weight] + block * row[ROWS.rows] * size
+    lists = t // STEPS_TOGETHER * row[ROWS.x_positions]
+    for k in range(m.indices[taps + p], m.indices[taps + p + 1]):
+        tap, q = m.indices[pairs + 2 * k], m.indices[pairs + 2 * k + 1]
+        n = m.ints[row[ROWS.counts] + lists + q]
+        events = row[ROWS.events] + (lists + q) * channels
+        places = row[ROWS.places] + (lists + q) * channels
+        first = w + tap * channels * size
+        _sum_rows(m, vectors, steps, first, events, places, n, sums)
+
+
+@jit
+def _count(m: Memory, row: Any, stage: int, block: int, p: int, t: int, steps: int) -> None:
+    """Synaptic operations: for every event and step the nonzero weights of its row."""
+    channels, taps = row[ROWS.channels], row[ROWS.taps]
+    pairs = taps + row[ROWS.positions] + 1
+    lists = t // STEPS_TOGETHER * row[ROWS.x_positions]
+    for s in range(steps):
+        synops = 0
+        for k in range(m.indices[taps + p], m.indices[taps + p + 1]):
+            tap, q = m.indices[pairs + 2 * k], m.indices[pairs + 2 * k + 1]
+            nonzero = row[ROWS.nonzero] + block * row[ROWS.rows] + tap * channels
+            at = (lists + q) * channels
+            for j in range(m.ints[row[ROWS.counts] + lists + q]):
+                place = m.ints[row[ROWS.places] + at + j] + s
+                if m.floats[place] != 0:
+                    synops += m.indices[nonzero + m.ints[row[ROWS.events] + at + j]]
+        fetch_add(m.synops, stage * m.steps + t + s, synops)
+
+
+@jit
+def _emit(m: Memory, row: Any, block: int, p: int, t: int, sums: int, v: int) -> None:
+    """Fire on the sums of one step, or store them."""
+    outputs, positions, neuron = row[ROWS.outputs], row[ROWS.positions], row[ROWS.neuron]
+    size = row[ROWS.vectors] * LANES
+    first = block * size
+    if neuron < 0:
+        y = row[ROWS.y] + (t * positions + p) * outputs + first
+        for j in range(min(size, outputs - first)):
+            m.floats[y + j] = m.floats[sums + j]
+        return
+    width = 4 * ((outputs + 63) // 64)
+    y = 4 * row[ROWS.y] + (t * positions + p) * width
+    fired = min(size, width * LANES - first)
+    across = row[ROWS.blocks] * size
+    fire_channels(
+        m.floats, sums, v, fired, m.weights, neuron + first, across, row[ROWS.kind], m.halves, y + first // LANES
+    )
+    if block == row[ROWS.blocks] - 1:
+        for k in range((first + fired) // LANES, width):
+            m.halves[y + k] = 0
+
+
+@jit
+def _position(m: Memory, row: Any, stage: int, block: int, p: int, sums: int, v: int) -> None:
+    """All steps of one block of outputs at position p."""
+    vectors, neuron, state = row[ROWS.vectors], row[ROWS.neuron], row[ROWS.state]
+    size, steps = vectors * LANES, row[ROWS.steps]
+    across = row[ROWS.blocks] * size
+    place = state + p * across + block * size
+    if neuron >= 0:
+        for j in range(size):
+            m.floats[v + j] = m.floats[place + j] if m.step else m.weights[neuron + across + block * size + j]
+    once = row[ROWS.x_steps] == 1 and steps > 1  # the input is the same at every step, and so are the events
+    t = 0
+    while t < steps:
+        s = 1 if once else min(STEPS_TOGETHER, steps - t)
+        if not once or t == 0 or row[ROWS.bias_stride]:
+            _begin(m, row, block, t, s, sums)
+            _add_events(m, row, block, p, 0 if once else t, s, sums)
+            if m.counting and (t == 0 or not once):
+                _count(m, row, stage, block, p, t, s)
+        for k in range(s):
+            h = sums + k * size
+            if once:
+                h = sums + size
+                for j in range(size):
+                    m.floats[h + j] = m.floats[sums + j]
+            _emit(m, row, block, p, t + k, h, v)
+        t += s
+    if neuron >= 0 and state >= 0:
+        for j in range(size):
+            m.floats[place + j] = m.floats[v + j]
+
+
+@jit
+def rows(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `rows` stage (stages.Rows)."""
+    blocks, positions = row[ROWS.blocks], row[ROWS.positions]
+    sums = m.scratch
+    v = sums + STEPS_TOGETHER * row[ROWS.vectors] * LANES
+    chunks = (positions + CHUNK - 1) // CHUNK
+    while True:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= blocks * chunks:
+            break
+        block, chunk = unit // chunks, unit % chunks
+        for p in range(chunk * CHUNK, min(positions, (chunk + 1) * CHUNK)):
+            _position(m, row, stage, block, p, sums, v)
