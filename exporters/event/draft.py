@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Draft:
         """The buffer of a value in `form`, converted where it is not there yet."""
         layout = self.layout(name)
         way = route(list(self.held[name]), form, bits=layout.planes > 0)
-        for before, after in zip(way, way[1:], strict=False):
+        for before, after in pairwise(way):
             self._convert(name, before, after, layout)
         return self.held[name][form]
 
@@ -125,7 +126,12 @@ class Draft:
             op = "Unpack" if before.endswith("bits") else "Pack"
             fields = {"planes": layout.planes, "unit": self.floats.add([layout.unit])}
         self.stage(
-            op, [name], places, {**sizes, **fields}, {"steps": layout.stepped}, once=node.value.time == "static"
+            op,
+            [name],
+            places,
+            {**sizes, **fields},
+            {"steps": layout.stepped},
+            once=node.value.time == "static",
         )
 
     def events(self, name: str) -> dict[str, str]:
@@ -137,10 +143,14 @@ class Draft:
             made = {}
             for part, each in (("counts", 1), ("rows", layout.channels), ("places", layout.channels)):
                 count = layout.positions * each
-                made[part] = self.buffer(f"{name} {part} of events", "ints", count, layout.stepped, listed=True)
+                made[part] = self.buffer(
+                    f"{name} {part} of events", "ints", count, layout.stepped, listed=True
+                )
             if not bits or layout.planes > 1:
                 count = layout.size * STEPS_TOGETHER
-                made["values"] = self.buffer(f"{name} values of events", "floats", count, layout.stepped, listed=True)
+                made["values"] = self.buffer(
+                    f"{name} values of events", "floats", count, layout.stepped, listed=True
+                )
             else:
                 places["patterns"] = self._patterns()
             fields = {

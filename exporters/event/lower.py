@@ -13,6 +13,7 @@ from stdeploy.exporters.event.draft import Draft
 from stdeploy.exporters.event.formats import Format, Layout
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.value import Value
 from stdeploy.graph.weight import Array
 
 Kernel = Literal["rows", "columns"]
@@ -56,7 +57,9 @@ def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dic
         "buffers": draft.buffers,
         "stages": draft.stages,
         "neurons": {n.name: _shown(draft, n) for n in graph.neurons},
-        "selections": {n.name: {"buffer": f"{n.name} chosen", "count": _select(n).count} for n in graph.of(ops.Select)},
+        "selections": {
+            n.name: {"buffer": f"{n.name} chosen", "count": _select(n).count} for n in graph.of(ops.Select)
+        },
         "input": _input(draft, graph.inputs[0]),
         "outputs": [_output(draft, n) for n in graph.outputs],
     }
@@ -147,10 +150,13 @@ def _bias(work: Lowering, bias: Array | None, outputs: int, room: bool) -> tuple
     return work.draft.floats.add(values), values.shape[-1] if values.ndim == 2 else 0
 
 
-def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows, bits: bool) -> None:
+def _rows(
+    work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows, bits: bool
+) -> None:
     draft, layout = work.draft, work.draft.layout(x.name)
     made = draft.events(x.name)
     places = {"counts": made["counts"], "events": made["rows"], "places": made["places"]}
+    places |= {"values": made["values"]} if "values" in made else {}
     target, neuron = _fused(work, node)
     outputs = node.value.shape[0]
     blocks, vectors = pack.blocks_of(outputs)
@@ -190,7 +196,12 @@ def _unfold(work: Lowering, x: Node, op: ops.Conv, windows: pack.Windows) -> str
     if key not in work.unfolded:
         place = draft.need(x.name, "channel bits")
         count = layout.planes * windows.taps * layout.channels * -(-windows.positions // 64)
-        name = draft.buffer(f"{x.name} unfolded for {'x'.join(map(str, key[1]))} {len(draft.stages)}", "bits", count, layout.stepped)
+        name = draft.buffer(
+            f"{x.name} unfolded for {'x'.join(map(str, key[1]))} {len(draft.stages)}",
+            "bits",
+            count,
+            layout.stepped,
+        )
         fields = {
             "planes": layout.planes,
             "channels": layout.channels,
@@ -199,7 +210,9 @@ def _unfold(work: Lowering, x: Node, op: ops.Conv, windows: pack.Windows) -> str
             "taps": windows.taps,
             "runs": draft.ints.add(windows.runs()),
         }
-        draft.stage("Unfold", [x.name], {"x": place, "y": name}, fields, {"steps": layout.stepped}, once=_once(x))
+        draft.stage(
+            "Unfold", [x.name], {"x": place, "y": name}, fields, {"steps": layout.stepped}, once=_once(x)
+        )
         work.unfolded[key] = name
     return work.unfolded[key]
 
@@ -251,7 +264,13 @@ def _matmul(work: Lowering, node: Node) -> None:
     draft = work.draft
     alike = a.value.time == b.value.time == node.value.time
     spikes = draft.layout(a.name).planes == 1 and a.value.domain.scale == 1
-    if op.over == "tokens" and alike and spikes and draft.layout(b.name).planes == 1 and b.value.domain.scale == 1:
+    if (
+        op.over == "tokens"
+        and alike
+        and spikes
+        and draft.layout(b.name).planes == 1
+        and b.value.domain.scale == 1
+    ):
         _tokens(work, node, op, a, b)
     elif op.over == "pairs" and alike and spikes:
         _pairs(work, node, op, a, b)
@@ -271,7 +290,9 @@ def _tokens(work: Lowering, node: Node, op: ops.MatMul, a: Node, b: Node) -> Non
     draft, layout = work.draft, work.draft.layout(a.name)
     table = [
         (first, n, pair + d * n)
-        for first, pair, m, n in zip(_starts(op.heads_b), _pair_starts(op), op.heads_a, op.heads_b, strict=True)
+        for first, pair, m, n in zip(
+            _starts(op.heads_b), _pair_starts(op), op.heads_a, op.heads_b, strict=True
+        )
         for d in range(m)
     ]
     places = {
@@ -313,7 +334,15 @@ def _pairs(work: Lowering, node: Node, op: ops.MatMul, a: Node, b: Node) -> None
         names.append(target.name)
     places["y"] = draft.hold(target, "channel bits" if neuron else "channel floats")
     state = outputs * layout.positions if neuron else 0
-    draft.stage("Pairs", names, places, fields, {"steps": target.value.time == "step"}, state=state, once=_once(target))
+    draft.stage(
+        "Pairs",
+        names,
+        places,
+        fields,
+        {"steps": target.value.time == "step"},
+        state=state,
+        once=_once(target),
+    )
 
 
 def _float_product(work: Lowering, node: Node, op: ops.MatMul, a: Node, b: Node) -> None:
@@ -382,7 +411,11 @@ def _add(work: Lowering, node: Node) -> None:
 
 def _add_counts(work: Lowering, node: Node, a: Layout, b: Layout, out: Layout) -> None:
     draft = work.draft
-    both = [form for form in draft.held[node.inputs[0]] if draft.has(node.inputs[1], form) and form.endswith("bits")]
+    both = [
+        form
+        for form in draft.held[node.inputs[0]]
+        if draft.has(node.inputs[1], form) and form.endswith("bits")
+    ]
     form: Format = both[0] if both else "channel bits"
     places = {"x": draft.need(node.inputs[0], form), "y": draft.need(node.inputs[1], form)}
     places["z"] = draft.hold(node, form)
@@ -479,7 +512,7 @@ def _divisors(op: ops.AvgPool, shape: tuple[int, ...], windows: pack.Windows) ->
     larger = tuple(n + 2 * p for n, p in zip(shape, op.padding, strict=True))
     inside = ops.AvgPool(op.kernel, op.stride, (0,) * len(shape), op.ceil_mode)
     axes = ("channel", *(f"s{i}" for i in range(len(shape))))
-    value = ops.Value((1, *shape), axes, "static")
+    value = Value((1, *shape), axes, "static")
     return np.diff(pack.windows(inside, larger, op.infer([value], 1).shape[1:]).ends)
 
 
@@ -527,7 +560,7 @@ def _slice(work: Lowering, node: Node) -> None:
     if op.axis == 0 and layout.planes and draft.has(name, "channel bits"):
         words = layout.position_words
         fields = {
-            "count": (op.stop - op.start) * words,
+            "length": (op.stop - op.start) * words,
             "planes": layout.planes,
             "first": op.start * words,
             "to": 0,
@@ -550,7 +583,7 @@ def _gather(work: Lowering, node: Node, name: str, y: str, index: Array, to: Arr
         "x_size": draft.layout(name).size,
         "y_size": draft.layout(node.name).size,
         "size": index.size,
-        "index": draft.ints.add(index),
+        "source": draft.ints.add(index),
         "to": -1 if to is None else draft.ints.add(to),
     }
     steps = {"x_steps": _stepped(work, name), "steps": _stepped(work, node.name)}
@@ -570,7 +603,7 @@ def _concat(work: Lowering, node: Node) -> None:
         y, to, words = draft.hold(node, "channel bits"), 0, out.position_words
         for place, layout in zip(places, layouts, strict=True):
             count = layout.channels * words
-            fields = {"count": count, "planes": out.planes, "first": 0, "to": to}
+            fields = {"length": count, "planes": out.planes, "first": 0, "to": to}
             fields |= {"x_plane": count, "y_plane": out.channels * words}
             steps = {"steps": out.stepped}
             draft.stage("CopyRows", [node.name], {"x": place, "y": y}, fields, steps, once=_once(node))
@@ -595,7 +628,7 @@ def _select_tokens(work: Lowering, node: Node) -> None:
     fields = {
         "channels": draft.layout(x).channels,
         "tokens": draft.layout(x).positions,
-        "count": op.count,
+        "kept": op.count,
         "largest": op.largest,
         "by_index": op.order == "index",
         "unit": -1 if domain.maximum is None else draft.floats.add([domain.scale]),

@@ -54,8 +54,12 @@ def windows(op: Conv | MaxPool | AvgPool, shape: tuple[int, ...], out: tuple[int
     """The windows of a convolution or a pool over `shape` (spatial); what lies outside is left out."""
     kernel = op.weight.shape[2:] if isinstance(op, Conv) else op.kernel
     dilation = (1,) * len(kernel) if isinstance(op, AvgPool) else op.dilation
-    outs = np.stack(np.meshgrid(*(np.arange(n) for n in out), indexing="ij"), axis=-1).reshape(-1, 1, len(out))
-    taps = np.stack(np.meshgrid(*(np.arange(k) for k in kernel), indexing="ij"), axis=-1).reshape(1, -1, len(out))
+    outs = np.stack(np.meshgrid(*(np.arange(n) for n in out), indexing="ij"), axis=-1).reshape(
+        -1, 1, len(out)
+    )
+    taps = np.stack(np.meshgrid(*(np.arange(k) for k in kernel), indexing="ij"), axis=-1).reshape(
+        1, -1, len(out)
+    )
     at = outs * np.array(op.stride) + taps * np.array(dilation) - np.array(op.padding)
     inside = ((at >= 0) & (at < np.array(shape))).all(axis=-1)
     flat = (at * np.array([int(np.prod(shape[i + 1 :])) for i in range(len(shape))])).sum(axis=-1)
@@ -124,4 +128,3 @@ def neuron(op: Neuron, channels: int) -> tuple[Array, int]:
 def unit_scaled(weights: scipy.sparse.csr_array, unit: float) -> scipy.sparse.csr_array:
     """Weights times the unit of the counts that they meet."""
     return weights if unit == 1 else scipy.sparse.csr_array(weights * np.float32(unit))
-

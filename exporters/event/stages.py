@@ -48,7 +48,7 @@ class Events(NamedTuple):
 class Rows(NamedTuple):
     """y[p] = sum of the weight rows of the active inputs that position p sees, then the neuron, if there is one.
 
-    The inputs are those of an Events stage. `taps`: in `indices`, P + 1 ends, then pairs (tap, input position); a
+    The inputs are those of an Events stage (`places` point into `values`, so it is named). `taps`: in `indices`, P + 1 ends, then pairs (tap, input position); a
     weight row is tap x C + c. `weight`: [blocks, rows, 16 vectors]; `nonzero`: int32 [blocks, rows]. `bias`:
     [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau, rest, threshold, each [blocks, 16 vectors].
     """
@@ -74,6 +74,7 @@ class Rows(NamedTuple):
     neuron: int = 19
     kind: int = 20
     state: int = 21
+    values: int = 22
 
 
 class Columns(NamedTuple):
@@ -192,12 +193,12 @@ class AddCounts(NamedTuple):
 
 
 class CopyRows(NamedTuple):
-    """`count` words a step, from word `first` of each of x's planes to word `to` of y's; planes are so many words apart."""
+    """`length` words a step, from word `first` of each of x's planes to word `to` of y's; planes are so many words apart."""
 
     x: int = 1
     y: int = 2
     steps: int = 3
-    count: int = 4
+    length: int = 4
     planes: int = 5
     first: int = 6
     to: int = 7
@@ -301,7 +302,7 @@ class Affine(NamedTuple):
 
 
 class Gather(NamedTuple):
-    """y[t, to(i)] = x[t, index(i)], floats; `to` -1: i itself."""
+    """y[t, to(i)] = x[t, source(i)], floats; `to` -1: i itself."""
 
     x: int = 1
     x_steps: int = 2
@@ -310,7 +311,7 @@ class Gather(NamedTuple):
     y_size: int = 5
     steps: int = 6
     size: int = 7
-    index: int = 8
+    source: int = 8
     to: int = 9
 
 
@@ -349,7 +350,7 @@ class Product(NamedTuple):
 
 
 class Select(NamedTuple):
-    """The `count` best of n tokens by their scores; positions int32 [S, count] at `chosen` (ops.Select).
+    """The `kept` best of n tokens by their scores; positions int32 [S, kept] at `chosen` (ops.Select).
 
     `unit`: in `weights`, of scores that count; -1 for others.
     """
@@ -362,7 +363,7 @@ class Select(NamedTuple):
     steps: int = 6
     channels: int = 7
     tokens: int = 8
-    count: int = 9
+    kept: int = 9
     largest: int = 10
     by_index: int = 11
     unit: int = 12

@@ -9,7 +9,7 @@ import numpy as np
 from stdeploy.exporters.event.stages import Pairs, Product, Tokens
 from stdeploy.runtime.event.fire import fire_positions
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, fetch_add, make_columns_sum, ones
+from stdeploy.runtime.event.vectors import fetch_add, make_columns_sum, ones
 
 TOKENS, PAIRS, PRODUCT = Tokens(), Pairs(), Product()
 WORD = 64
@@ -41,7 +41,9 @@ def tokens(m: Memory, row: Any, stage: int) -> None:
 
 
 @jit
-def _count_pairs(m: Memory, row: Any, stage: int, first: int, count: int, pair: int, stride: int, t: int) -> None:
+def _count_pairs(
+    m: Memory, row: Any, stage: int, first: int, count: int, pair: int, stride: int, t: int
+) -> None:
     steps, words = row[PAIRS.steps], (row[PAIRS.positions] + WORD - 1) // WORD
     synops = 0
     for d in range(count):
@@ -60,7 +62,12 @@ def _pairs_output(m: Memory, row: Any, stage: int, o: int, w: int, sums: int, v:
         m.indices[entry + 2],
         m.indices[entry + 3],
     )
-    steps, positions, neuron, state = row[PAIRS.steps], row[PAIRS.positions], row[PAIRS.neuron], row[PAIRS.state]
+    steps, positions, neuron, state = (
+        row[PAIRS.steps],
+        row[PAIRS.positions],
+        row[PAIRS.neuron],
+        row[PAIRS.state],
+    )
     words = (positions + WORD - 1) // WORD
     valid = min(WORD, positions - w * WORD)
     place = state + o * positions + w * WORD
@@ -74,7 +81,18 @@ def _pairs_output(m: Memory, row: Any, stage: int, o: int, w: int, sums: int, v:
         x = 4 * (row[PAIRS.a] + w * steps + t)
         data = row[PAIRS.pair] + t * row[PAIRS.pairs] + pair
         _sum_pairs(
-            m.indices, first, m.floats, data, stride, np.float32(1), count, m.halves, x, 4 * words * steps, m.floats, sums
+            m.indices,
+            first,
+            m.floats,
+            data,
+            stride,
+            np.float32(1),
+            count,
+            m.halves,
+            x,
+            4 * words * steps,
+            m.floats,
+            sums,
         )
         for j in range(WORD):
             m.floats[sums + j] *= scale
@@ -167,7 +185,18 @@ def product(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def _product_synops(
-    m: Memory, over: int, a: int, b: int, a0: int, da: int, b0: int, db: int, pair: int, n: int, k: int, head: int
+    m: Memory,
+    over: int,
+    a: int,
+    b: int,
+    a0: int,
+    da: int,
+    b0: int,
+    db: int,
+    pair: int,
+    n: int,
+    k: int,
+    head: int,
 ) -> int:
     """Products of two numbers that are both not zero."""
     f = m.floats

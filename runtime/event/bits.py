@@ -73,7 +73,12 @@ def turn(m: Memory, row: Any, stage: int) -> None:
 @jit
 def unpack(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of an `unpack` stage (stages.Unpack)."""
-    steps, channels, positions, planes = row[UNPACK.steps], row[UNPACK.channels], row[UNPACK.positions], row[UNPACK.planes]
+    steps, channels, positions, planes = (
+        row[UNPACK.steps],
+        row[UNPACK.channels],
+        row[UNPACK.positions],
+        row[UNPACK.planes],
+    )
     words = (positions + WORD - 1) // WORD
     unit_value = m.weights[row[UNPACK.unit]]
     while True:
@@ -100,7 +105,12 @@ def unpack(m: Memory, row: Any, stage: int) -> None:
 @jit
 def pack(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of a `pack` stage (stages.Pack)."""
-    steps, channels, positions, planes = row[PACK.steps], row[PACK.channels], row[PACK.positions], row[PACK.planes]
+    steps, channels, positions, planes = (
+        row[PACK.steps],
+        row[PACK.channels],
+        row[PACK.positions],
+        row[PACK.planes],
+    )
     words = (positions + WORD - 1) // WORD
     unit_value = m.weights[row[PACK.unit]]
     while True:
@@ -153,7 +163,11 @@ def unfold(m: Memory, row: Any, stage: int) -> None:
         for j in range(words * steps):
             m.words[y + j] = 0
         for r in range(m.indices[row[UNFOLD.runs] + tap], m.indices[row[UNFOLD.runs] + tap + 1]):
-            dst, src, n = m.indices[triples + 3 * r], m.indices[triples + 3 * r + 1], m.indices[triples + 3 * r + 2]
+            dst, src, n = (
+                m.indices[triples + 3 * r],
+                m.indices[triples + 3 * r + 1],
+                m.indices[triples + 3 * r + 2],
+            )
             for t in range(steps):
                 _move(m, x + t, y + t, steps, dst, src, n)
 
@@ -206,5 +220,5 @@ def copy_rows(m: Memory, row: Any, stage: int) -> None:
             break
         x = row[COPY.x] + (plane * row[COPY.x_plane] + row[COPY.first]) * steps
         y = row[COPY.y] + (plane * row[COPY.y_plane] + row[COPY.to]) * steps
-        for j in range(row[COPY.count] * steps):
+        for j in range(row[COPY.length] * steps):
             m.words[y + j] = m.words[x + j]

@@ -62,7 +62,16 @@ def _sum(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, s
     scale = np.float32(1)
     for _ in range(row[COLUMNS.planes]):
         _sum_masked(
-            m, steps, groups, row[COLUMNS.columns] + begin, row[COLUMNS.data] + begin, scale, n, x, stride, sums
+            m,
+            steps,
+            groups,
+            row[COLUMNS.columns] + begin,
+            row[COLUMNS.data] + begin,
+            scale,
+            n,
+            x,
+            stride,
+            sums,
         )
         x += row[COLUMNS.inputs] * stride
         scale *= np.float32(2)

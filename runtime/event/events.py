@@ -17,7 +17,9 @@ _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
 @jit
-def _floats(m: Memory, x: int, channels: int, stride: int, steps: int, rows: int, places: int, values: int) -> int:
+def _floats(
+    m: Memory, x: int, channels: int, stride: int, steps: int, rows: int, places: int, values: int
+) -> int:
     """Channels at x that are not zero in any of `steps` steps, `stride` floats apart; how many."""
     f, i = m.floats, m.ints
     n = 0
@@ -35,7 +37,9 @@ def _floats(m: Memory, x: int, channels: int, stride: int, steps: int, rows: int
 
 
 @jit
-def _spikes(m: Memory, x: int, words: int, stride: int, steps: int, rows: int, places: int, patterns: int) -> int:
+def _spikes(
+    m: Memory, x: int, words: int, stride: int, steps: int, rows: int, places: int, patterns: int
+) -> int:
     """Channels at x that spike in any of `steps` steps, `stride` words apart; how many."""
     q, i = m.words, m.ints
     n = 0
@@ -58,7 +62,16 @@ def _spikes(m: Memory, x: int, words: int, stride: int, steps: int, rows: int, p
 
 @jit
 def _counts(
-    m: Memory, x: int, words: int, stride: int, steps: int, planes: int, plane: int, rows: int, places: int, values: int
+    m: Memory,
+    x: int,
+    words: int,
+    stride: int,
+    steps: int,
+    planes: int,
+    plane: int,
+    rows: int,
+    places: int,
+    values: int,
 ) -> int:
     """Channels at x whose count is not zero in any of `steps` steps; planes lie `plane` words apart. How many."""
     q, i, f = m.words, m.ints, m.floats
@@ -85,7 +98,12 @@ def _counts(
 @jit
 def events(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of an `events` stage (stages.Events)."""
-    channels, positions, steps, planes = row[EVENTS.channels], row[EVENTS.positions], row[EVENTS.steps], row[EVENTS.planes]
+    channels, positions, steps, planes = (
+        row[EVENTS.channels],
+        row[EVENTS.positions],
+        row[EVENTS.steps],
+        row[EVENTS.planes],
+    )
     width = channels if row[EVENTS.x_floats] else (channels + WORD - 1) // WORD
     stride = positions * width
     lists = (steps + STEPS_TOGETHER - 1) // STEPS_TOGETHER

@@ -8,8 +8,12 @@ from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, SOFT
 from stdeploy.runtime.event.jit import jit
 from stdeploy.runtime.event.vectors import LANES, make_fire
 
-_EACH = tuple(make_fire(bool(k & DECAY_INPUT), bool(k & DIVIDE), bool(k & SOFT), spread=False) for k in range(8))
-_ALL = tuple(make_fire(bool(k & DECAY_INPUT), bool(k & DIVIDE), bool(k & SOFT), spread=True) for k in range(8))
+_EACH = tuple(
+    make_fire(bool(k & DECAY_INPUT), bool(k & DIVIDE), bool(k & SOFT), spread=False) for k in range(8)
+)
+_ALL = tuple(
+    make_fire(bool(k & DECAY_INPUT), bool(k & DIVIDE), bool(k & SOFT), spread=True) for k in range(8)
+)
 _each0, _each1, _each2, _each3, _each4, _each5, _each6, _each7 = _EACH
 _all0, _all1, _all2, _all3, _all4, _all5, _all6, _all7 = _ALL
 
@@ -39,7 +43,9 @@ def fire_channels(
 
 
 @jit
-def fire_positions(f: Any, x: int, v: int, count: int, weights: Any, p: int, kind: int, halves: Any, out: int) -> None:
+def fire_positions(
+    f: Any, x: int, v: int, count: int, weights: Any, p: int, kind: int, halves: Any, out: int
+) -> None:
     """`count` positions (a multiple of 16) of one channel, whose tau, rest and threshold are at p, p + 1, p + 2."""
     n = count // LANES
     if kind == DECAY_INPUT:

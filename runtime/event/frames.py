@@ -58,7 +58,12 @@ def flip(m: Memory, row: Any, stage: int) -> None:
 @jit
 def fire(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of a `fire` stage (stages.Fire)."""
-    steps, channels, positions, state = row[FIRE.steps], row[FIRE.channels], row[FIRE.positions], row[FIRE.state]
+    steps, channels, positions, state = (
+        row[FIRE.steps],
+        row[FIRE.channels],
+        row[FIRE.positions],
+        row[FIRE.state],
+    )
     words = (positions + WORD - 1) // WORD
     h, v = m.scratch, m.scratch + WORD
     while True:
@@ -156,7 +161,7 @@ def affine(m: Memory, row: Any, stage: int) -> None:
 @jit
 def gather(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of a `gather` stage (stages.Gather)."""
-    size, index, to = row[GATHER.size], row[GATHER.index], row[GATHER.to]
+    size, index, to = row[GATHER.size], row[GATHER.source], row[GATHER.to]
     while True:
         t = fetch_add(m.control, stage + 1, 1)
         if t >= row[GATHER.steps]:
@@ -196,7 +201,7 @@ def segments(m: Memory, row: Any, stage: int) -> None:
 @jit
 def select(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of a `select` stage: insertion sort of the best, ties by index (stages.Select)."""
-    tokens, count, channels = row[SELECT.tokens], row[SELECT.count], row[SELECT.channels]
+    tokens, count, channels = row[SELECT.tokens], row[SELECT.kept], row[SELECT.channels]
     while True:
         t = fetch_add(m.control, stage + 1, 1)
         if t >= row[SELECT.steps]:
@@ -258,7 +263,9 @@ def readout(m: Memory, row: Any, stage: int) -> None:
     )
     if row[READOUT.mode] == 2 or x_steps == 0:
         last = x + (max(x_steps, 1) - 1) * size
-        times = row[READOUT.total] if m.steps == row[READOUT.total] else m.step + 1  # the whole run, or a stream
+        times = (
+            row[READOUT.total] if m.steps == row[READOUT.total] else m.step + 1
+        )  # the whole run, or a stream
         factor = np.float32(times if row[READOUT.mode] == 1 and x_steps == 0 else 1)
         for i in range(size):
             m.floats[y + i] = m.floats[last + i] * factor

@@ -14,7 +14,11 @@ from stdeploy.runtime.event.jit import Memory
 from stdeploy.runtime.event.memory import Arena, aligned, plan, repeated
 from stdeploy.runtime.event.program import run as run_stages
 
-_KINDS: dict[str, tuple[Any, int]] = {"bits": (np.uint64, 8), "floats": (np.float32, 4), "ints": (np.int32, 4)}
+_KINDS: dict[str, tuple[Any, int]] = {
+    "bits": (np.uint64, 8),
+    "floats": (np.float32, 4),
+    "ints": (np.int32, 4),
+}
 
 
 class Machine:
@@ -24,7 +28,13 @@ class Machine:
     """
 
     def __init__(
-        self, header: Mapping[str, Any], arrays: Mapping[str, Array], steps: int, threads: int, *, stateful: bool
+        self,
+        header: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        steps: int,
+        threads: int,
+        *,
+        stateful: bool,
     ) -> None:
         self.header, self.steps, self.threads = header, steps, threads
         self.arena: Arena = plan(header, steps, threads, stateful=stateful)
@@ -33,7 +43,7 @@ class Machine:
         self.stages = len(self.table)
         self.synops = np.zeros(self.stages * steps, np.int64)
         self._control = np.zeros(self.stages + 1, np.int64)
-        self._arrays = tuple(_read_only(arrays[name]) for name in ("weights", "indices"))
+        self._weights, self._indices = _read_only(arrays["weights"]), _read_only(arrays["indices"])
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
     def array(self, buffer: str) -> Array:
@@ -49,7 +59,9 @@ class Machine:
             return
         self._control[:] = 0
         others = [
-            self._pool.submit(run_stages, self._memory(k, step, counting), self.table, first, last, self.threads)
+            self._pool.submit(
+                run_stages, self._memory(k, step, counting), self.table, first, last, self.threads
+            )
             for k in range(1, self.threads)
             if self._pool is not None
         ]
@@ -64,9 +76,20 @@ class Machine:
         self.table[stage, Select().forced] = 0
 
     def _memory(self, thread: int, step: int, counting: bool) -> Memory:
-        views = (self.bytes.view(kind) for kind in (np.float32, np.int32, np.uint64, np.uint16))
-        scratch = (self.arena.scratch + thread * self.arena.room) // 4
-        return Memory(*views, *self._arrays, self._control, self.synops, scratch, self.steps, step, counting)
+        return Memory(
+            floats=self.bytes.view(np.float32),
+            ints=self.bytes.view(np.int32),
+            words=self.bytes.view(np.uint64),
+            halves=self.bytes.view(np.uint16),
+            weights=self._weights,
+            indices=self._indices,
+            control=self._control,
+            synops=self.synops,
+            scratch=(self.arena.scratch + thread * self.arena.room) // 4,
+            steps=self.steps,
+            step=step,
+            counting=counting,
+        )
 
 
 def _read_only(array: Array) -> Array:

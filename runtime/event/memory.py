@@ -35,7 +35,7 @@ class Arena:
 
 def _bytes(buffer: Mapping[str, Any], steps: int) -> int:
     width = 8 if buffer["kind"] == "bits" else 4
-    raw = width * buffer["count"] * repeated(buffer, steps)
+    raw = width * int(buffer["count"]) * repeated(buffer, steps)
     return max(ALIGNED, -(-raw // ALIGNED) * ALIGNED)
 
 

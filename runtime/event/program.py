@@ -32,7 +32,13 @@ from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way
 SPINS = 2000
 """Looks at the barrier before a waiting thread offers its core to others."""
 
-_EVENTS, _ROWS, _COLUMNS, _TURN, _FLIP = NUMBER["Events"], NUMBER["Rows"], NUMBER["Columns"], NUMBER["Turn"], NUMBER["Flip"]
+_EVENTS, _ROWS, _COLUMNS, _TURN, _FLIP = (
+    NUMBER["Events"],
+    NUMBER["Rows"],
+    NUMBER["Columns"],
+    NUMBER["Turn"],
+    NUMBER["Flip"],
+)
 _UNPACK, _PACK, _UNFOLD, _UNION = NUMBER["Unpack"], NUMBER["Pack"], NUMBER["Unfold"], NUMBER["Union"]
 _ADD, _COPY, _TOKENS, _PAIRS = NUMBER["AddCounts"], NUMBER["CopyRows"], NUMBER["Tokens"], NUMBER["Pairs"]
 _FIRE, _FIRE_P, _ELEMENT = NUMBER["Fire"], NUMBER["FirePositions"], NUMBER["Elementwise"]

@@ -27,9 +27,7 @@ _61, _62, _63, _64 = (make_rows_sum(6, steps) for steps in range(1, 5))
 
 
 @jit
-def _sum_rows(
-    m: Memory, vectors: int, steps: int, w: int, rows: int, places: int, n: int, sums: int
-) -> None:
+def _sum_rows(m: Memory, vectors: int, steps: int, w: int, rows: int, places: int, n: int, sums: int) -> None:
     f, i, ws = m.floats, m.ints, m.weights
     if vectors == 6 and steps == 4:
         _64(ws, w, i, rows, places, f, n, f, sums)
@@ -143,7 +141,16 @@ def _emit(m: Memory, row: Any, block: int, p: int, t: int, sums: int, v: int) ->
     fired = min(size, width * LANES - first)
     across = row[ROWS.blocks] * size
     fire_channels(
-        m.floats, sums, v, fired, m.weights, neuron + first, across, row[ROWS.kind], m.halves, y + first // LANES
+        m.floats,
+        sums,
+        v,
+        fired,
+        m.weights,
+        neuron + first,
+        across,
+        row[ROWS.kind],
+        m.halves,
+        y + first // LANES,
     )
     if block == row[ROWS.blocks] - 1:
         for k in range((first + fired) // LANES, width):

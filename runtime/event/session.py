@@ -34,7 +34,9 @@ class EventSession:
         self.header: Mapping[str, Any] = self.file.header
         self.threads = threads or len(os.sched_getaffinity(0))
         self.counting = counting
-        self.name = f"event engine, numba {numba.__version__}, {self.threads} thread{'s' * (self.threads > 1)}"
+        self.name = (
+            f"event engine, numba {numba.__version__}, {self.threads} thread{'s' * (self.threads > 1)}"
+        )
         self.steps = int(self.header["steps"])
         self.synops: dict[str, Array] = {}
         """By node name, int64 [samples, steps]: done by the last call (steps is 1 where every step is the same)."""
@@ -46,7 +48,9 @@ class EventSession:
     def _machine(self, steps: int, threads: int, *, stateful: bool = False) -> Machine:
         return Machine(self.header, self.file.arrays, steps, threads, stateful=stateful)
 
-    def run(self, inputs: Array, forced: Mapping[str, Array] | None = None, *, spikes: bool = True) -> Execution:
+    def run(
+        self, inputs: Array, forced: Mapping[str, Array] | None = None, *, spikes: bool = True
+    ) -> Execution:
         """Run a batch given in the input's layout, from reset membranes.
 
         Spikes are uint8 [T, B, *shape] by neuron name (empty without `spikes`). With `forced` the consumers of the
@@ -81,7 +85,8 @@ class EventSession:
         machine, given = self._stream, self.header["input"]
         if self._seen >= self.steps and self.header["timed"]:
             raise UserError(
-                f"the model has parameters for {self.steps} steps, this is one more", hint="call reset() first"
+                f"the model has parameters for {self.steps} steps, this is one more",
+                hint="call reset() first",
             )
         if frame is not None:
             array = np.asarray(frame, np.float32)
@@ -134,9 +139,13 @@ class EventSession:
         for name, array in forced.items():
             shape = np.shape(array)
             if name in neurons and (shape[0], *shape[2:]) != (self.steps, *neurons[name]["shape"]):
-                raise UserError(f"forced spikes of {name} have shape {shape}, the neuron {neurons[name]['shape']}")
+                raise UserError(
+                    f"forced spikes of {name} have shape {shape}, the neuron {neurons[name]['shape']}"
+                )
             if name in kept and (len(shape) != 3 or shape[2] != kept[name]["count"]):
-                raise UserError(f"forced positions of {name} have shape {shape}, it keeps {kept[name]['count']}")
+                raise UserError(
+                    f"forced positions of {name} have shape {shape}, it keeps {kept[name]['count']}"
+                )
 
     def _share(
         self, machine: Machine, samples: list[Array], mine: range, forced: Mapping[str, Array], spikes: bool
@@ -185,7 +194,9 @@ class EventSession:
                     stops[number + 1] = name
         return stops
 
-    def _look(self, machine: Machine, name: str, forced: Mapping[str, Array], sample: int, part: _Part) -> None:
+    def _look(
+        self, machine: Machine, name: str, forced: Mapping[str, Array], sample: int, part: _Part
+    ) -> None:
         entry = self.header["neurons"][name]
         words = machine.array(entry["buffer"])
         part.spikes[name] = unpacked(words, entry["format"], machine.steps, tuple(entry["shape"]))
@@ -218,7 +229,9 @@ class EventSession:
         outputs = {}
         for out in self.header["outputs"]:
             stacked = np.stack([part.outputs[out["label"]] for part in parts])
-            stacked = {"B": lambda a: a[:, 0], "BT": lambda a: a, "TB": lambda a: a.swapaxes(0, 1)}[out["layout"]](stacked)
+            stacked = {"B": lambda a: a[:, 0], "BT": lambda a: a, "TB": lambda a: a.swapaxes(0, 1)}[
+                out["layout"]
+            ](stacked)
             order = Output(layout=out["layout"], order=tuple(out["order"]))
             outputs[out["label"]] = order.returned(stacked)
         if self.counting:
@@ -229,7 +242,9 @@ class EventSession:
         return Execution(
             outputs,
             {name: np.stack([p.spikes[name] for p in parts], axis=1) for name in self.header["neurons"]},
-            selections={n: np.stack([p.selections[n] for p in parts], axis=1) for n in self.header["selections"]},
+            selections={
+                n: np.stack([p.selections[n] for p in parts], axis=1) for n in self.header["selections"]
+            },
         )
 
 

@@ -86,7 +86,7 @@ def make_rows_sum(vectors: int, steps: int) -> Any:
     count, sums, first sum): `rows` holds rows and places; offsets in elements.
     """
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic  # type: ignore[untyped-decorator]
     def rows_sum(
         typing_context: Any,
         weights: Any,
@@ -116,7 +116,9 @@ def make_rows_sum(vectors: int, steps: int) -> Any:
                 at = builder.gep(value, [builder.sext(builder.load(builder.gep(place, [j])), _I64)])
                 factors = [_splat(builder, builder.load(builder.gep(at, [_I64(k)]))) for k in range(steps)]
                 loaded = [_load(builder, base, k) for k in range(vectors)]
-                return lambda k, held: _multiply_add(builder, loaded[k % vectors], factors[k // vectors], held)
+                return lambda k, held: _multiply_add(
+                    builder, loaded[k % vectors], factors[k // vectors], held
+                )
 
             _summed(builder, total, vectors * steps, _I64(0), count_, term)
             return context.get_dummy_value()
@@ -134,7 +136,7 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
     strided. Called with (columns, c, data, d, data stride, scale, count, bits, b, stride, sums, s).
     """
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic  # type: ignore[untyped-decorator]
     def columns_sum(
         typing_context: Any,
         columns: Any,
@@ -152,11 +154,35 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
     ) -> Any:
         integer = types.int64
         signature = types.void(
-            columns, integer, data, integer, integer, types.float32, integer, bits, integer, integer, sums, integer
+            columns,
+            integer,
+            data,
+            integer,
+            integer,
+            types.float32,
+            integer,
+            bits,
+            integer,
+            integer,
+            sums,
+            integer,
         )
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            col_array, c_, data_array, d_, data_stride_, scale_, count_, bit_array, b_, stride_, sum_array, s_ = args
+            (
+                col_array,
+                c_,
+                data_array,
+                d_,
+                data_stride_,
+                scale_,
+                count_,
+                bit_array,
+                b_,
+                stride_,
+                sum_array,
+                s_,
+            ) = args
             column = builder.gep(_data(context, builder, columns, col_array), [c_])
             datum = builder.gep(_data(context, builder, data, data_array), [d_])
             bit = builder.gep(_data(context, builder, bits, bit_array), [b_])
@@ -196,9 +222,18 @@ def make_fire(decay_input: bool, divide: bool, soft: bool, spread: bool) -> Any:
     all. Called with (values, x, v, vectors, weights, p, stride, words, w). Equations: ops.Neuron.
     """
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic  # type: ignore[untyped-decorator]
     def fire(
-        typing_context: Any, values: Any, x: Any, v: Any, vectors: Any, weights: Any, p: Any, stride: Any, words: Any, w: Any
+        typing_context: Any,
+        values: Any,
+        x: Any,
+        v: Any,
+        vectors: Any,
+        weights: Any,
+        p: Any,
+        stride: Any,
+        words: Any,
+        w: Any,
     ) -> Any:
         integer = types.int64
         signature = types.void(values, integer, integer, integer, weights, integer, integer, words, integer)
@@ -239,7 +274,7 @@ def make_fire(decay_input: bool, divide: bool, soft: bool, spread: bool) -> Any:
     return fire
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def ones(typing_context: Any, word: Any) -> Any:
     """How many bits of a uint64 are set."""
     signature = types.int64(types.uint64)
@@ -250,7 +285,7 @@ def ones(typing_context: Any, word: Any) -> Any:
     return signature, code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def lowest(typing_context: Any, word: Any) -> Any:
     """Index of the lowest set bit of a uint64 that is not zero."""
     signature = types.int64(types.uint64)
@@ -261,7 +296,7 @@ def lowest(typing_context: Any, word: Any) -> Any:
     return signature, code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def fetch_add(typing_context: Any, array: Any, index: Any, amount: Any) -> Any:
     """array[index] before `amount` was added to it, atomically."""
     signature = types.int64(array, types.int64, types.int64)
@@ -273,7 +308,7 @@ def fetch_add(typing_context: Any, array: Any, index: Any, amount: Any) -> Any:
     return signature, code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def atomic_load(typing_context: Any, array: Any, index: Any) -> Any:
     """array[index], read anew from memory."""
     signature = types.int64(array, types.int64)
@@ -285,7 +320,7 @@ def atomic_load(typing_context: Any, array: Any, index: Any) -> Any:
     return signature, code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def give_way(typing_context: Any) -> Any:
     """Let another thread have the core (POSIX sched_yield; nothing elsewhere)."""
     signature = types.void()
