@@ -17,6 +17,7 @@ BUILT_IN = {
     "onnx": "stdeploy.exporters.onnx",
     "nir": "stdeploy.exporters.nir",
     "lava": "stdeploy.exporters.lava",
+    "event": "stdeploy.exporters.event",
 }
 """Target name to module, imported only when asked for."""
 
@@ -27,7 +28,8 @@ class Target(Protocol):
     """The two functions of a back end, and the suffix of its files.
 
     A target that writes a folder has `MARKER`, a file that its folders and no others hold. One that has an option
-    `format` has `FORMATS`: the suffix of each that is not the default.
+    `format` has `FORMATS`: the suffix of each that is not the default. One with a true `TAKES_RATES` has an option
+    `rates` (stdeploy.exporters.event.plan.Rates): how much of every layer's input is not zero, on the user's data.
     """
 
     SUFFIX: str

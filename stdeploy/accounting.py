@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stdeploy import running, workflow
-from stdeploy.errors import UserError
+from stdeploy.errors import ParityError, UserError
 from stdeploy.graph import Graph
-from stdeploy.graph.execution import Executor
+from stdeploy.graph.execution import Execution, Executor
 from stdeploy.graph.weight import Array
 from stdeploy.verify import batch_axis
 
@@ -58,7 +59,47 @@ def subject(
     graph = workflow.exported_graph(source, artefact)
     executor = running.spiking_executor(artefact, readers)
     workflow.require_same_network(source, graph, executor)
+    if hasattr(executor, "synops"):
+        executor = OwnCount(executor)
     return Subject(graph, executor, None, f"as exported to {artefact.name}; spikes of {executor.name}")
+
+
+class OwnCount:
+    """An executor that counts what it does itself (`synops` of its last call); sums it by node, over all calls."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.name = engine, str(engine.name)
+        self.synops: Counter[str] = Counter()
+
+    def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
+        """See Executor."""
+        found: Execution = self.engine.run(inputs, forced)
+        self.synops.update({name: int(counts.sum()) for name, counts in self.engine.synops.items()})
+        return found
+
+
+def require_own_count(target: Subject, ledger: Ledger) -> str | None:
+    """What the executor counted itself has to be what the ledger counted, product by product; ParityError if not.
+
+    Returns the finding in words, None where the executor does not count.
+    """
+    own = target.executor
+    if not isinstance(own, OwnCount):
+        return None
+    quantities = {"synapse": "synops", "attention": "coincidence"}
+    counted = {
+        layer.name: layer.total[quantities[layer.role]].total
+        for layer in ledger.layers
+        if layer.role in quantities
+    }
+    wrong = [name for name in {**counted, **own.synops} if counted.get(name) != own.synops.get(name)]
+    if wrong:
+        listed = "; ".join(f"{n}: {own.synops.get(n)} done, {counted.get(n)} counted" for n in wrong[:3])
+        raise ParityError(
+            f"{own.name} did other synaptic operations than the network has in {len(wrong)} products: {listed}",
+            hint="this is a bug in stdeploy: please report it with the file",
+        )
+    return f"{own.synops.total():,} synaptic operations in {len(counted)} products: the engine's own count agrees"
 
 
 def shard(inputs: Array, graph: Graph, part: tuple[int, int]) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from stdeploy.errors import StdeployError, UserError
 from stdeploy.graph import Graph, GraphBuilder
 from stdeploy.graph.ops import Input, Output, Readout
 from stdeploy.graph.weight import Array
+from stdeploy.rates import rate_option, wants_rates
+from stdeploy.running import spiking_executor
 from stdeploy.runtime.bench.engine import Batches, measure
 from stdeploy.runtime.bench.machine import available_cores, examine_machine
 from stdeploy.runtime.bench.needs import CANDIDATES, lacking
@@ -21,12 +23,19 @@ from stdeploy.runtime.bench.process import Spec, WorkerProcess
 from stdeploy.runtime.bench.report import BASELINE, BenchReport, Plan
 from stdeploy.runtime.bench.turns import PlayerError
 from stdeploy.runtime.sessions import SessionOptions
-from stdeploy.workflow import Source, SourceOptions, export, lower, open_source
+from stdeploy.workflow import Source, SourceOptions, export, lower, open_source, suffix_of
+
+if TYPE_CHECKING:
+    from stdeploy.runtime.event.file import EventFile
+    from stdeploy.runtime.onnx_file import OnnxFile
 
 ALL = "all"
 """Every candidate that can run here."""
 
 _NEEDS_CODE = ("torch", "compile", "dynamo")
+_RUN_BY = {".onnx": ("onnx", "openvino"), ".sev": ("event",)}
+"""Files that can be measured, and the candidates that run each."""
+
 _SAMPLES = 64
 _RATE_SAMPLES = 8
 
@@ -54,7 +63,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network to measure: a traced model, or (`source` None) an ONNX file, of which `graph` is the input alone."""
+    """A network to measure: a traced model, or (`source` None) an .onnx or .sev file, of which `graph` is the input."""
 
     path: Path
     graph: Graph
@@ -63,7 +72,9 @@ class Network:
     @property
     def candidates(self) -> list[str]:
         """Names of CANDIDATES that can run it."""
-        code = self.source is not None and self.source.opened is not None
+        if self.source is None:
+            return list(_RUN_BY[self.path.suffix])
+        code = self.source.opened is not None
         return [name for name in CANDIDATES if code or name not in _NEEDS_CODE]
 
 
@@ -78,14 +89,14 @@ def bench(
     folder: Path,
     log: Log = lambda _: None,
 ) -> BenchReport:
-    """Measure `model`, other ONNX `files` of the same network, and `baseline` beside them.
+    """Measure `model`, other `files` of the same network (.onnx, .sev), and `baseline` beside them.
 
     `folder` takes what has to be exported first. `source_options` hold for model and baseline. UserError
     where an input is wrong or nothing can run; what one candidate cannot do is in the report.
     """
     source_options = source_options or SourceOptions()
     for file in files:
-        _require_onnx(file)
+        _require_file(file)
     machine = examine_machine(options.session.device)  # before our own work raises the load
     networks = {"model": open_network(model, source_options)}
     if baseline is not None:
@@ -95,11 +106,14 @@ def bench(
     names, notes = _chosen(options, networks)
     specs: list[Spec] = []
     for group, network in networks.items():
-        build = _Builder(group, network, source_options, batches, plan, options.session, folder / group, log)
+        build = _Builder(
+            group, network, source_options, batches, inputs, plan, options.session, folder / group, log
+        )
         specs += [build.spec(name) for name in names if name in network.candidates]
     for file in files:
         label = file.name if [f.name for f in files].count(file.name) == 1 else str(file)
-        specs.append(onnx_spec(label, "model", options.session, path=str(file)))
+        spec = event_spec if file.suffix == ".sev" else onnx_spec
+        specs.append(spec(label, "model", options.session, path=str(file)))
     if not specs:
         raise UserError(f"nothing here can run {model}", hint="stdeploy doctor says what is missing")
     plan = replace(plan, reference=plan.reference or specs[0].name)
@@ -114,13 +128,11 @@ def bench(
 
 
 def open_network(path: Path, options: SourceOptions) -> Network:
-    """A checkpoint or graph, traced; or an ONNX file of ours, of which only the input is known."""
-    if path.suffix != ".onnx":
+    """A checkpoint or graph, traced; or an .onnx or .sev file of ours, of which only the input is known."""
+    if path.suffix not in _RUN_BY:
         source = open_source(path, options)
         return Network(path, source.graph, source)
-    from stdeploy.runtime.onnx_file import OnnxFile
-
-    file = OnnxFile(path)
+    file = _opened(path)
     if not file.contract:
         raise UserError(
             f"{path} does not say what it takes: it was not written by stdeploy",
@@ -135,14 +147,22 @@ def open_network(path: Path, options: SourceOptions) -> Network:
     return Network(path, builder.build(), None)
 
 
+def _opened(path: Path) -> OnnxFile | EventFile:
+    if path.suffix == ".sev":
+        from stdeploy.runtime.event.file import EventFile
+
+        return EventFile(path)
+    from stdeploy.runtime.onnx_file import OnnxFile
+
+    return OnnxFile(path)
+
+
 def firing_rates(network: Network, inputs: Array) -> dict[str, float]:
     """Mean firing rate of every neuron layer on `inputs`; empty for a file that does not name its neurons."""
     if network.source is not None:
         spikes = network.source.reference.run(inputs).spikes
     else:
-        from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
-
-        spikes = OnnxRuntimeExecutor(network.path, spikes=True).run(inputs).spikes
+        spikes = spiking_executor(network.path).run(inputs).spikes
     return {name: float(np.mean(array)) for name, array in spikes.items()}
 
 
@@ -156,6 +176,13 @@ def onnx_spec(
     return Spec(name, "stdeploy.runtime.bench.candidates:onnx_file", arguments, group)
 
 
+def event_spec(name: str, group: str, session: SessionOptions, path: str) -> Spec:
+    """A .sev file as a candidate; UserError where the session is not on the CPU."""
+    if session.device != "cpu":
+        raise UserError(f"{path} runs on the CPU, not on {session.device}", hint="--device cpu")
+    return Spec(name, "stdeploy.runtime.bench.candidates:EventCandidate", {"path": path}, group)
+
+
 class _Builder:
     """Makes the specs of one network; what has to be exported first is exported here."""
 
@@ -165,26 +192,21 @@ class _Builder:
         network: Network,
         options: SourceOptions,
         batches: Batches,
+        inputs: str,
         plan: Plan,
         session: SessionOptions,
         folder: Path,
         log: Log,
     ) -> None:
-        self.group, self.network, self.batches, self.plan, self.session = (
-            group,
-            network,
-            batches,
-            plan,
-            session,
-        )
-        self.folder, self.log = folder, log
+        self.group, self.network, self.batches, self.inputs = group, network, batches, inputs
+        self.plan, self.session, self.folder, self.log = plan, session, folder, log
         self.code = {
             "model": options.model,
             "state_dict_key": options.state_dict_key,
             "neuron": options.neuron,
         }
         self.one_by_one = bool(getattr(network.source and network.source.reference, "one_by_one", False))
-        self._file: Path | None = None if network.source is not None else network.path
+        self._files: dict[str, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def spec(self, name: str) -> Spec:
@@ -195,8 +217,10 @@ class _Builder:
                 return self._torch(label, compiled=name == "compile")
             if name == "dynamo":
                 return onnx_spec(label, self.group, self.session, by_batch=self._torch_onnx())
+            if name == "event":
+                return event_spec(label, self.group, self.session, str(self._exported("event")))
             runtime = "openvino" if name == "openvino" else "onnxruntime"
-            return onnx_spec(label, self.group, self.session, runtime, path=str(self._exported()))
+            return onnx_spec(label, self.group, self.session, runtime, path=str(self._exported("onnx")))
         except (StdeployError, PlayerError) as error:
             reason = error.message if isinstance(error, StdeployError) else str(error)
             return Spec(label, "stdeploy.runtime.bench.candidates:refused", {"reason": reason}, self.group)
@@ -212,15 +236,19 @@ class _Builder:
         }
         return Spec(label, "stdeploy.bench_torch:torch_model", arguments, self.group)
 
-    def _exported(self) -> Path:
-        """Our ONNX file of the network."""
-        if self._file is None and self.network.source is not None:
-            self.log(f"exporting {self.network.path}")
-            source = self.network.source
-            self._file = export(source, lower(source.graph, "onnx"), self.folder / "stdeploy.onnx").path
-        if self._file is None:
-            raise TypeError("a network without source has a file")
-        return self._file
+    def _exported(self, target: str) -> Path:
+        """Our file of the network for a target, its kernels chosen on the inputs that are measured."""
+        source = self.network.source
+        if source is None:
+            return self.network.path
+        if target not in self._files:
+            self.log(f"exporting {self.network.path} for {target}")
+            lowered, options = lower(source.graph, target), {}
+            if wants_rates(target):
+                options = rate_option(source, lowered.graph, self.batches.images, self.inputs)
+            path = self.folder / f"stdeploy{suffix_of(target)}"
+            self._files[target] = export(source, lowered, path, options).path
+        return self._files[target]
 
     def _torch_onnx(self) -> dict[str, str]:
         """Files that torch.onnx.export writes, by batch size; made in a process that ends before anything is timed."""
@@ -262,7 +290,13 @@ def _chosen(options: BenchOptions, networks: Mapping[str, Network]) -> tuple[lis
     if options.candidates and ALL not in options.candidates:
         odd = [n for n in options.candidates if not any(n in net.candidates for net in networks.values())]
         if odd:
-            raise UserError(f"{networks['model'].path} holds no PyTorch model: {odd[0]} cannot run it")
+            path = networks["model"].path
+            code = odd[0] in _NEEDS_CODE
+            raise UserError(
+                f"{path} holds no PyTorch model: {odd[0]} cannot run it"
+                if code
+                else f"{odd[0]} cannot run {path}"
+            )
         return list(dict.fromkeys(options.candidates)), []
     missing = {name: reason for name in CANDIDATES if (reason := lacking(name, options.session.device))}
     if not options.candidates:
@@ -273,11 +307,12 @@ def _chosen(options: BenchOptions, networks: Mapping[str, Network]) -> tuple[lis
     ]
 
 
-def _require_onnx(path: Path) -> None:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
-    if path.suffix != ".onnx":
-        raise UserError(f"{path} is not an ONNX file", hint="another network goes after --baseline")
+    if path.suffix not in _RUN_BY:
+        kinds = " or ".join(_RUN_BY)
+        raise UserError(f"{path} is no {kinds} file", hint="another network goes after --baseline")
 
 
 def _require_same_input(model: Network, baseline: Network) -> None:

@@ -13,7 +13,7 @@ from stdeploy.errors import UserError
 from stdeploy.exporters import load_target, targets
 from stdeploy.runtime.bench import needs
 
-PACKAGES = ("torch", "numpy", "onnx", "nir", "onnxruntime", "onnxruntime-gpu", "openvino")
+PACKAGES = ("torch", "numpy", "onnx", "nir", "onnxruntime", "onnxruntime-gpu", "openvino", "numba")
 READERS = ("snntorch", "spikingjelly", "nirtorch", "norse", "torchvision")
 """Packages that read NIR files, and torchvision, whose mismatch with torch breaks some of them."""
 

@@ -25,8 +25,12 @@ READERS: dict[str, dict[str, str | None]] = {
     },
     "lava": {"lava": None},
     "netx": {"stdeploy": None},
+    "event": {"event": "numba"},
 }
 """Readers by target. Those with a package run by default where it is installed."""
+
+_EXTRAS = {"onnx": ("onnxruntime", "cpu"), "event": ("numba", "event")}
+"""The package that runs a target's files by default, and the extra that brings it."""
 
 
 def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
@@ -70,9 +74,10 @@ def require_readers(
     """UserError where a named reader does not run the target's files as `options` have them, or nothing does."""
     if target not in READERS:
         raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
-    if target == "onnx" and not readers and importlib.util.find_spec("onnxruntime") is None:
+    package, extra = _EXTRAS.get(target, ("", ""))
+    if package and not readers and importlib.util.find_spec(package) is None:
         raise UserError(
-            "onnxruntime is not installed", hint='pip install "stdeploy[cpu]", or export with --no-verify'
+            f"{package} is not installed", hint=f'pip install "stdeploy[{extra}]", or export with --no-verify'
         )
     if target == "lava" and (options or {}).get("format") == "netx":
         target = "netx"
@@ -106,7 +111,7 @@ def default_readers(target: str) -> list[str]:
 
 
 def spiking_executor(artefact: Path, readers: Sequence[str] = ()) -> Executor:
-    """One executor of an artefact that reports the spikes of its own run; UserError as `executors`."""
+    """One executor of an artefact that reports the spikes of its own run, and counts if it can; UserError as `executors`."""
     target = runs_as(artefact)
     require_readers(target, readers)
     if len(readers) > 1:
@@ -132,6 +137,11 @@ def _executor(artefact: Path, target: str, reader: str, spikes: bool = False) ->
 
         executor: Executor = NirReader(artefact, reader=reader)
         return executor
+    if target == "event":
+        from stdeploy.runtime.event.session import EventSession
+
+        engine: Executor = EventSession(artefact, counting=spikes)
+        return engine
     from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor, OpenVinoExecutor
 
     # without spikes the free run is of the file as it is; forced runs show spikes anyway

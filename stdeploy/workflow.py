@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from stdeploy.checkpoint_foreign import OpenedModel
 
 NIR_SUFFIX = ".nir"
+PROGRAMS = (".onnx", ".sev")
+"""Files that run a network but do not tell it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ def open_source(path: Path, options: SourceOptions | None = None) -> Source:
 
         graph = import_nir(path, **nir_options(path, options))
         return Source(path, graph, Interpreter(graph, np.float32), None, time.perf_counter() - start)
+    if path.suffix in PROGRAMS and path.is_file():
+        raise UserError(
+            f"{path} is a program, from which no network is read back",
+            hint="give the model that it was made from",
+        )
     _refuse_options(path, "PyTorch file", options, ["dt"])
     from stdeploy.checkpoint_foreign import open_checkpoint
 

@@ -132,4 +132,4 @@ def test_a_cold_start_loads_neither_torch_nor_onnx(arguments: list[str]) -> None
         line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line
     }
     assert "stdeploy" in loaded
-    assert not loaded & {"torch", "onnx", "onnxruntime", "nir"}
+    assert not loaded & {"torch", "onnx", "onnxruntime", "nir", "numba"}

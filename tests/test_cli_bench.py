@@ -160,7 +160,7 @@ def test_a_silent_network_is_warned_about(capsys: pytest.CaptureFixture[str]) ->
     [
         (["gone.pt"], "gone.pt"),
         (["net.pt", "gone.onnx"], "gone.onnx does not exist"),
-        (["net.pt", "net.stg"], "is not an ONNX file"),
+        (["net.pt", "net.stg"], "net.stg is no .onnx or .sev file"),
         (["net.pt", "--candidate", "tvm"], "no candidate 'tvm'"),
         (["net.stg", "--candidate", "torch"], "holds no PyTorch model"),
         (["net.pt", "--reference", "nobody", "--candidate", "torch"], "no candidate 'nobody'"),
@@ -206,10 +206,10 @@ def test_candidates_that_cannot_run_here_are_left_out_with_a_note(monkeypatch: p
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     assert needs.lacking("dynamo") == "onnxscript is not installed"
     able, remarks = needs.summary()
-    assert able == "3 of 5"
+    assert able == "4 of 6"
     assert "no dynamo: onnxscript is not installed" in remarks and "no compile" in remarks
     names, notes = benchmark._chosen(benchmark.BenchOptions(), networks)
-    assert names == ["torch", "onnx", "openvino"]
+    assert names == ["torch", "onnx", "openvino", "event"]
     assert notes[1] == "dynamo is left out: onnxscript is not installed"
 
 

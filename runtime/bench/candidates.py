@@ -1,4 +1,4 @@
-"""ONNX files as candidates: what a worker process makes of a file's path and a session's description."""
+"""Files as candidates: what a worker process makes of a file's path and a session's description."""
 
 from __future__ import annotations
 
@@ -50,6 +50,34 @@ def onnx_file(
     """A candidate from an ONNX file (`path`) or one for each batch size; `options` as SessionOptions."""
     chosen = Path(path) if path is not None else dict(by_batch or {})
     return OnnxCandidate(runtime, chosen, SessionOptions(**options))
+
+
+class EventCandidate:
+    """A .sev file in the event-driven engine; `name` states what compiled its kernels."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        from stdeploy.runtime.event.session import EventSession
+
+        self._session = EventSession(Path(path), threads=threads)
+        self.name = self._session.name
+
+    def prepare(self, inputs: Array) -> Prepared:
+        """The session with a batch."""
+        return _EventRun(self._session, inputs)
+
+
+class _EventRun:
+    """Each call takes a numpy array and gives numpy arrays, as most callers do."""
+
+    def __init__(self, session: Any, inputs: Array) -> None:
+        self._session, self._inputs = session, inputs
+        self._last: dict[str, Array] = {}
+
+    def call(self) -> None:
+        self._last = self._session.run(self._inputs, spikes=False).outputs
+
+    def outputs(self) -> dict[str, Array]:
+        return self._last
 
 
 def refused(reason: str, threads: int) -> OnnxCandidate:

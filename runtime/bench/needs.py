@@ -12,6 +12,7 @@ CANDIDATES = {
     "dynamo": "torch.onnx.export(dynamo=True) of the model, in onnxruntime",
     "onnx": "stdeploy's ONNX file in onnxruntime",
     "openvino": "stdeploy's ONNX file in OpenVINO",
+    "event": "stdeploy's .sev file in the event-driven engine",
 }
 """Candidates by the name that `--candidate` takes."""
 
@@ -21,6 +22,7 @@ _PACKAGES = {
     "dynamo": ("torch", "onnxscript", "onnxruntime"),
     "onnx": ("onnxruntime",),
     "openvino": ("openvino",),
+    "event": ("numba",),
 }
 PLOTS = "matplotlib"
 
@@ -34,7 +36,7 @@ def lacking(candidate: str, device: str = "cpu") -> str | None:
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
         if not any(shutil.which(name) for name in compilers if name):
             return "torch.compile finds no C++ compiler"
-    if candidate == "openvino" and device != "cpu":
+    if candidate in ("openvino", "event") and device != "cpu":
         return "it runs on the CPU only"
     return None
 

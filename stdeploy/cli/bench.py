@@ -14,6 +14,7 @@ Examples:
   stdeploy bench pruned.pt --data images.npz
   stdeploy bench pruned.pt --baseline baseline.pt --batch 1,8 --threads 1,2 --plot latency.svg
   stdeploy bench pruned.pt other.onnx --candidate torch --candidate onnx --json bench.json
+  stdeploy bench pruned.pt pruned.sev --candidate torch --reference torch --threads 1,2
   stdeploy bench model.onnx --device cuda --cuda-graph
 \b
 Every candidate runs in a process of its own; they take turns, one computing at a time, in an order shuffled each
@@ -32,7 +33,7 @@ _PATH = click.Path(path_type=Path)
     "--candidate",
     "candidates",
     multiple=True,
-    help="What to run, repeatable: torch, compile, dynamo, onnx, openvino, all (default: all but compile).",
+    help="What to run, repeatable: torch, compile, dynamo, onnx, openvino, event, all (default: all but compile).",
 )
 @click.option("--reference", help="Candidate that ratios are of (default: the first).")
 @click.option("--batch", "batches", type=Counts(), default="1", help="Batch sizes: 1,8.", show_default=True)
@@ -90,9 +91,9 @@ def command(
     model: str | None,
     **options: Any,
 ) -> int:
-    """Measure the latency of MODEL (a checkpoint, a .stg graph or an .onnx file) in everything that runs it.
+    """Measure the latency of MODEL (a checkpoint, or a .stg, .onnx or .sev file) in everything that runs it.
 
-    FILES are further ONNX files of the same network, from any exporter.
+    FILES are further .onnx files of the same network, from any exporter, or .sev files.
     """
     import tempfile
 

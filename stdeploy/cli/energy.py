@@ -25,6 +25,7 @@ Examples:
   stdeploy energy pruned.pt --data images.npz
   stdeploy energy pruned.pt --data images.npz --baseline baseline.pt --html report.html
   stdeploy energy pruned.pt --artefact pruned.onnx --data images.npz
+  stdeploy energy pruned.pt --artefact pruned.sev --data images.npz
   stdeploy energy pruned.pt --data images.npz --profile 45nm-int8 --profile loihi2 --synop-pj 1.2
   stdeploy energy pruned.pt --data images.npz --as spikingjelly --as neurobench
   stdeploy energy pruned.pt --data images.npz --shard 1/4 --counts part1.json
@@ -78,7 +79,7 @@ _FILE = click.Path(path_type=Path)
     "-n", "--samples", "--limit", type=click.IntRange(min=1), help="Samples to count (default: all)."
 )
 @click.option(
-    "--artefact", type=_FILE, help="Count what this export of MODEL (.onnx, .nir) runs, on its spikes."
+    "--artefact", type=_FILE, help="Count what this export of MODEL (.onnx, .nir, .sev) runs, on its spikes."
 )
 @click.option("--reader", "readers", multiple=True, help="Software that runs the artefact, as for verify.")
 @click.option(
@@ -271,9 +272,9 @@ def _counted(
         raise click.UsageError("name a MODEL, or counts to --merge")
     if data is None:
         raise click.UsageError("--data is needed: how much a spiking network computes depends on its input")
-    if model_file.suffix == ".onnx":
+    if model_file.suffix in workflow.PROGRAMS:
         raise UserError(
-            f"{model_file} is an unrolled ONNX graph, from which no network is read back",
+            f"{model_file} is a program, from which no network is read back",
             hint=f"stdeploy energy MODEL --artefact {model_file}, with the model that it was made from",
         )
     if readers and artefact is None:
@@ -292,6 +293,9 @@ def _counted(
         size = batch or batch_for(source.graph)
         ledger = accounting.count(subject, inputs, batch=size, input_class=input_class, progress=progress)
     talk.phase("count", f"{subject.by}; {total:,} samples", time.perf_counter() - start)
+    own = accounting.require_own_count(subject, ledger)
+    if own is not None:
+        talk.phase("engine", own)
     return ledger
 
 

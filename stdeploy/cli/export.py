@@ -25,6 +25,7 @@ Examples:
   stdeploy export pruned.pt --target onnx --weights int8 --data images.npz
   stdeploy export pruned.pt --target nir --data images.npz -n 256
   stdeploy export pruned.pt --target lava -o out_lava/
+  stdeploy export pruned.pt --target event --data images.npz
   stdeploy export pruned.pt --target nir --dialect compact --reader stdeploy
   stdeploy export weights.pth --model mypackage.models:spikformer --input 3x32x32 --target onnx
   stdeploy export pruned.pt --target graph -o pruned.stg    (then: stdeploy export pruned.stg --target nir)
@@ -36,7 +37,7 @@ _NOTES = 8
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
-    "--target", required=True, help="onnx, nir, lava, graph, or a plug-in's name (stdeploy targets)."
+    "--target", required=True, help="onnx, nir, lava, event, graph, or a plug-in's name (stdeploy targets)."
 )
 @click.option(
     "-o",
@@ -74,7 +75,7 @@ def command(
     **options: Any,
 ) -> None:
     """Compile MODEL (a checkpoint, or a .stg graph) for a target and prove that it computes the same spikes."""
-    from stdeploy import running, workflow
+    from stdeploy import rates, running, workflow
     from stdeploy.cli.console import Talk, size_text
     from stdeploy.graph import file as graph_file
     from stdeploy.verify import require
@@ -96,8 +97,11 @@ def command(
             {"schema_version": 1, "path": str(path), "target": target, "size_bytes": path.stat().st_size}
         )
         return
-    chosen = None if no_verify else inputs_for(talk, source.graph, data, samples)
+    measured = data is not None and rates.wants_rates(target)
+    chosen = None if no_verify and not measured else inputs_for(talk, source.graph, data, samples)
     lowered = workflow.lower(source.graph, target)
+    if chosen is not None and data is not None and measured:
+        wanted |= rates.rate_option(source, lowered.graph, chosen[0], data.name)
     describe_passes(talk, lowered)
     start = time.perf_counter()
     artifact = workflow.export(source, lowered, path, wanted)
@@ -106,7 +110,9 @@ def command(
     talk.phase(
         "export", "\n".join([f"{path}  {size_text(artifact.size_bytes)}{was}", *artifact.notes]), seconds
     )
-    found = Findings() if chosen is None else verify(talk, source, lowered.graph, path, chosen, readers)
+    found = Findings()
+    if chosen is not None and not no_verify:
+        found = verify(talk, source, lowered.graph, path, chosen, readers)
     talk.document(
         {
             "schema_version": 1,

@@ -23,6 +23,7 @@ Examples:
   stdeploy inspect pruned.pt --graph
   stdeploy inspect weights.pth --model mypackage.models:spikformer --input 3x32x32
   stdeploy inspect model.nir --svg model.svg
+  stdeploy inspect model.sev --json plan.json
 """
 _WEIGHTED = ("Linear", "Conv", "Affine")
 
@@ -33,7 +34,9 @@ _WEIGHTED = ("Linear", "Conv", "Affine")
 @click.option(
     "--all", "everything", is_flag=True, help="Every node, not only those with weights or the largest."
 )
-@click.option("--svg", type=SvgFile(), help="Also draw the network's modules into this file (not for .onnx).")
+@click.option(
+    "--svg", type=SvgFile(), help="Also draw the network's modules into this file (not for .onnx and .sev)."
+)
 @model_options
 @common_options
 def command(
@@ -59,10 +62,15 @@ def command(
 
         inspect_nir(talk, model_file, workflow.SourceOptions(model=model, **options), everything, svg)
         return
+    if model_file.suffix in (".onnx", ".sev") and (svg is not None or as_text):
+        flag, kind = "--graph" if as_text else "--svg", model_file.suffix[1:].upper()
+        raise UserError(f"{flag} does not take an {kind} file", hint="give the model that it was made from")
+    if model_file.suffix == ".sev":
+        from stdeploy.cli.inspect_event import inspect_event
+
+        inspect_event(talk, model_file)
+        return
     if model_file.suffix == ".onnx":
-        if svg is not None or as_text:
-            flag = "--graph" if as_text else "--svg"
-            raise UserError(f"{flag} does not take an ONNX file", hint="give the model that it was made from")
         from stdeploy.artefacts import describe
 
         facts = describe(model_file)

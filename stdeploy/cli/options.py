@@ -157,6 +157,15 @@ def model_options(function: F) -> F:
 
 
 TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
+    "plan": (
+        "event",
+        click.Option(
+            ["--plan"],
+            metavar="JSON",
+            help="event: the kernels of some layers, fixed (stdeploy inspect FILE.sev --json plan.json writes all); "
+            "the others' are chosen by cost, from --data.",
+        ),
+    ),
     "dialect": (
         "nir",
         click.Option(

@@ -1,0 +1,144 @@
+"""What the event target can be told, and the plan that comes of it: a kernel for every Linear and Conv."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stdeploy.errors import UserError
+from stdeploy.exporters.event.cost import KERNELS, Costs, Estimate, estimate, layers_of
+from stdeploy.exporters.options import known_options
+from stdeploy.graph.graph import Graph, Node
+
+ASSUMED_RATE = 0.15
+"""Share of nonzero inputs where none was measured; real-valued inputs are taken as nonzero throughout."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """Share of nonzero input elements of every Linear and Conv by name, over steps and samples, and of which data."""
+
+    layers: Mapping[str, float]
+    data: str
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """`rates`: measured ones (None: ASSUMED_RATE). `plan`: a JSON file with kernels that are fixed. `costs`: of kernels."""
+
+    rates: Rates | None = None
+    plan: str | Path | None = None
+    costs: Costs = field(default_factory=Costs)
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None) -> Options:
+        """UserError where an option is unknown."""
+        return cls(**known_options("event", cls, options))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A kernel for every Linear and Conv; `given`: those that the user's plan fixed."""
+
+    estimates: Mapping[str, Estimate]
+    given: Mapping[str, str]
+    options: Options
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        return {name: self.given.get(name, e.kernel) for name, e in self.estimates.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, in words."""
+        kernels, rates = list(self.kernels.values()), self.options.rates
+        counted = ", ".join(f"{kernels.count(k)} {k}" for k in KERNELS)
+        fixed = f", {len(self.given)} of them as {self.options.plan} has it" if self.given else ""
+        measured = f"an assumed {ASSUMED_RATE:.0%} of inputs that are not zero: --data measures"
+        if rates is not None:
+            measured = f"the inputs that are not zero in {rates.samples} samples of {rates.data}"
+        return [f"kernels of {len(kernels)} layers: {counted}{fixed}", f"chosen by {measured}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as the file holds it; `kernels` can be given back as a plan."""
+        rates = self.options.rates
+        layers = {
+            name: {
+                "kernel": self.kernels[name],
+                "by": "plan" if name in self.given else "cost",
+                "input_rate": e.rate,
+                "weight_density": e.density,
+                "products": e.products,
+                "seconds": dict(e.seconds),
+            }
+            for name, e in self.estimates.items()
+        }
+        return {
+            "kernels": self.kernels,
+            "layers": layers,
+            "rates": {
+                "measured": rates is not None,
+                "data": None if rates is None else rates.data,
+                "samples": 0 if rates is None else rates.samples,
+            },
+            "costs": self.options.costs.to_dict(),
+        }
+
+
+def plan(graph: Graph, options: Options) -> Plan:
+    """The plan for `graph`; UserError where the user's names a layer or a kernel that there is not, or rates lack one."""
+    layers = layers_of(graph)
+    estimates = {n.name: estimate(graph, n, _rate(graph, n, options.rates), options.costs) for n in layers}
+    given = {} if options.plan is None else read_plan(Path(options.plan))
+    strange = [name for name in given if name not in estimates]
+    if strange:
+        raise UserError(
+            f"{options.plan} names layers that the model does not have: {', '.join(strange[:5])}",
+            hint=f"after the passes it has {', '.join(list(estimates)[:5])}, ...: stdeploy inspect FILE.sev",
+        )
+    for name, kernel in given.items():
+        if kernel not in estimates[name].seconds:
+            raise UserError(
+                f"{options.plan}: {name} cannot be run by {kernel}: its input is not held as bits",
+                hint=f"kernels that can: {', '.join(estimates[name].seconds)}",
+            )
+    return Plan(estimates, given, options)
+
+
+def _rate(graph: Graph, node: Node, rates: Rates | None) -> float:
+    if rates is None:
+        return 1.0 if graph[node.inputs[0]].value.domain.maximum is None else ASSUMED_RATE
+    if node.name not in rates.layers:
+        raise UserError(f"there is no rate of {node.name} in those of {rates.data}")
+    rate = rates.layers[node.name]
+    if not 0 <= rate <= 1:
+        raise UserError(f"the rate of {node.name} is no share of its inputs: {rate}")
+    return rate
+
+
+def read_plan(path: Path) -> dict[str, str]:
+    """Kernel by layer of a JSON file: {"kernels": {layer: kernel}}, alone or under "plan", as `inspect --json` writes it.
+
+    UserError where it is not readable, no such JSON, or names another kernel.
+    """
+    hint = 'write {"kernels": {"block.0.mlp.fc1": "rows"}}, or take one: stdeploy inspect FILE.sev --json plan.json'
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error.strerror or error}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the plan {path} is no JSON: {error}", hint=hint) from error
+    inner = document.get("plan", document) if isinstance(document, dict) else None
+    kernels = inner.get("kernels") if isinstance(inner, dict) else None
+    if not isinstance(kernels, dict):
+        raise UserError(f'the plan {path} has no object "kernels"', hint=hint)
+    for layer, kernel in kernels.items():
+        if kernel not in KERNELS:
+            raise UserError(
+                f"the plan {path} gives {layer} the kernel {kernel!r}", hint=f"kernels: {', '.join(KERNELS)}"
+            )
+    return kernels
