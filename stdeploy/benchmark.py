@@ -26,7 +26,7 @@ from stdeploy.runtime.sessions import SessionOptions
 from stdeploy.workflow import Source, SourceOptions, export, lower, open_source, suffix_of
 
 if TYPE_CHECKING:
-    from stdeploy.runtime.event.file import EventFile
+    from stdeploy.exporters.event.file import EventFile
     from stdeploy.runtime.onnx_file import OnnxFile
 
 ALL = "all"
@@ -149,7 +149,7 @@ def open_network(path: Path, options: SourceOptions) -> Network:
 
 def _opened(path: Path) -> OnnxFile | EventFile:
     if path.suffix == ".sev":
-        from stdeploy.runtime.event.file import EventFile
+        from stdeploy.exporters.event.file import EventFile
 
         return EventFile(path)
     from stdeploy.runtime.onnx_file import OnnxFile

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stdeploy.exporters.event.file import EventFile
 from stdeploy.graph.execution import leading
-from stdeploy.runtime.event.file import EventFile
 
 
 @dataclass(frozen=True, slots=True)

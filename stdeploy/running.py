@@ -75,7 +75,8 @@ def require_readers(
     if target not in READERS:
         raise UserError(f"nothing here runs {target} files", hint="export with --no-verify")
     package, extra = _EXTRAS.get(target, ("", ""))
-    if package and not readers and importlib.util.find_spec(package) is None:
+    default = not readers or next(iter(READERS[target])) in readers
+    if package and default and importlib.util.find_spec(package) is None:
         raise UserError(
             f"{package} is not installed", hint=f'pip install "stdeploy[{extra}]", or export with --no-verify'
         )

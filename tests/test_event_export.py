@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import subprocess
@@ -20,7 +21,8 @@ from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
-from stdeploy.exporters.event.cost import LANES, Costs, choose, estimate, layers_of
+from stdeploy.exporters.event.cost import Costs, choose, estimate, layers_of
+from stdeploy.exporters.event.pack import LANES
 from stdeploy.exporters.event.plan import ASSUMED_RATE, Options, Rates, plan
 from stdeploy.graph import Graph, GraphBuilder, Weight, ops
 from stdeploy.graph.execution import Execution
@@ -30,6 +32,7 @@ from stdeploy.graph.value import count
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.rates import input_rates, rate_option
+from stdeploy.runtime.bench import needs
 from stdeploy.workflow import Source, lower, open_source
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
@@ -267,8 +270,16 @@ def test_without_numba_it_can_be_exported_but_not_run(
     assert "numba is not installed" in error and 'pip install "stdeploy[event]"' in error
     assert not (folder / "net.sev").exists()
     assert run(["export", "net.stg", "--target", "event", "--no-verify"]) == 0
-    assert run(["verify", "net.stg", "net.sev"]) == 2
-    assert "numba is not installed" in capsys.readouterr().err
+    assert run(["inspect", "net.sev"]) == 0
+    for reader in ([], ["--reader", "event"]):
+        assert run(["verify", "net.stg", "net.sev", *reader]) == 2
+        assert "numba is not installed" in capsys.readouterr().err
+    found = needs.lacking("event")
+    assert found == "numba is not installed"
+    for name in [n for n in sys.modules if n.startswith("stdeploy.runtime.event")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="numba is not installed"):
+        importlib.import_module("stdeploy.runtime.event.session")
 
 
 def test_data_measures_and_the_plan_goes_round(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

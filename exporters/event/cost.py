@@ -16,12 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stdeploy.exporters.event.formats import Layout
+from stdeploy.exporters.event.pack import LANES
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Conv, Linear
-
-KERNELS = ("rows", "columns")
-LANES = 16
-"""Positions that `columns` takes at a time: float32 values of an AVX-512 register."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.cost import KERNELS, Costs, Estimate, estimate, layers_of
+from stdeploy.exporters.event.cost import Costs, Estimate, estimate, layers_of
+from stdeploy.exporters.event.lower import KERNELS
 from stdeploy.exporters.options import known_options
 from stdeploy.graph.graph import Graph, Node
 

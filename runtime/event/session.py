@@ -12,7 +12,8 @@ import numba
 import numpy as np
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.container import Sev, read_sev
+from stdeploy.exporters.event.container import Sev
+from stdeploy.exporters.event.file import EventFile
 from stdeploy.graph.execution import Execution, batch_size
 from stdeploy.graph.ops import Output
 from stdeploy.graph.weight import Array
@@ -30,7 +31,7 @@ class EventSession:
     def __init__(self, file: Path | str | Sev, threads: int | None = None, *, counting: bool = False) -> None:
         if threads is not None and threads < 1:
             raise UserError(f"{threads} threads cannot run anything", hint="give 1 or more")
-        self.file = file if isinstance(file, Sev) else read_sev(Path(file))
+        self.file = EventFile(file)
         self.header: Mapping[str, Any] = self.file.header
         self.threads = threads or len(os.sched_getaffinity(0))
         self.counting = counting
