@@ -111,6 +111,13 @@ class Emitter:
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=node_name, **attributes))
         return outputs
 
+    def name_last(self, tensor: str, wanted: str) -> str:
+        """Give a tensor that one of the last nodes made, and that nothing reads yet, the name it is wanted under."""
+        name = self.fresh(wanted)
+        maker = next(node for node in reversed(self.nodes) if tensor in node.output)
+        maker.output[list(maker.output).index(tensor)] = name
+        return name
+
     def rename(self, old: str, new: str) -> None:
         """Give a tensor another name, everywhere."""
         for node in self.nodes:

@@ -134,9 +134,7 @@ def to_real(layouts: Layouts, node: Node, fired: Fired) -> str:
     em = layouts.emitter
     if not fired.real:
         return em.op("Cast", [fired.tensor], f"{node.name}/spikes", output=node.name, to=em.real_type)
-    name = em.fresh(node.name)
-    em.rename(fired.tensor, name)
-    return name
+    return em.name_last(fired.tensor, node.name)
 
 
 @dataclass(frozen=True, slots=True)
