@@ -13,6 +13,8 @@ from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.weight import Array
 
+COUNTED = {"Rows", "Columns", "Tokens", "Pairs", "Product"}
+"""Stages that do synaptic operations; products of elements (Elementwise) do too."""
 ALIGNED = 16
 """Elements: places in the arrays are multiples of 64 bytes."""
 
@@ -50,7 +52,8 @@ class Draft:
 
     A stage is plain data: `op`, `nodes` (names of the graph's nodes that it does), `places` (field: buffer), `fields`
     (field: integer), `steps` (fields that are T or, if the value has none, 1), `state` (floats kept from step to
-    step), `once` (it is the same at every step).
+    step), `once` (it is the same at every step), `counted` (it does synaptic operations: "step" or "static", as its
+    input is; the first of its nodes is the product).
     """
 
     graph: Graph
@@ -93,6 +96,8 @@ class Draft:
         once: bool = False,
     ) -> None:
         """Append a stage."""
+        counted = op in COUNTED or (op == "Elementwise" and fields["multiply"])
+        stepped = steps.get("x_steps", steps.get("steps"))
         self.stages.append(
             {
                 "op": op,
@@ -102,6 +107,7 @@ class Draft:
                 "steps": steps,
                 "state": state,
                 "once": once,
+                "counted": ("step" if stepped else "static") if counted else None,
             }
         )
 

@@ -39,9 +39,7 @@ def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dic
         "buffers": draft.buffers,
         "stages": draft.stages,
         "neurons": {n.name: _shown(draft, n) for n in graph.neurons},
-        "selections": {
-            n.name: {"buffer": f"{n.name} chosen", "count": select_of(n).count} for n in graph.of(ops.Select)
-        },
+        "selections": {n.name: _chosen(graph, n) for n in graph.of(ops.Select)},
         "input": _input(draft, graph.inputs[0]),
         "outputs": [_output(draft, n) for n in graph.outputs],
     }
@@ -53,6 +51,17 @@ def _shown(draft: Draft, node: Node) -> dict[str, Any]:
     return {"buffer": draft.held[node.name][form], "format": form, "shape": list(node.value.shape)}
 
 
+def _chosen(graph: Graph, node: Node) -> dict[str, Any]:
+    tokens = graph[node.inputs[0]].value.shape[1]
+    stepped = node.value.time == "step"
+    return {
+        "buffer": f"{node.name} chosen",
+        "count": select_of(node).count,
+        "tokens": tokens,
+        "stepped": stepped,
+    }
+
+
 def _input(draft: Draft, node: Node) -> dict[str, Any]:
     op = node.op
     if not isinstance(op, ops.Input):
@@ -62,6 +71,8 @@ def _input(draft: Draft, node: Node) -> dict[str, Any]:
         "buffer": draft.held[node.name]["channel floats"],
         "shape": list(op.shape),
         "layout": op.layout,
+        "unit": node.value.domain.scale,
+        "most": node.value.domain.maximum,
     }
 
 

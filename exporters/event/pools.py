@@ -95,8 +95,7 @@ def readout(work: Lowering, node: Node) -> None:
         "total": work.graph.steps,
     }
     places = {"x": draft.need(name, "channel floats"), "y": draft.hold(node, "channel floats")}
-    if layout.stepped:
-        steps, state = {"x_steps": True}, layout.size
-    else:
-        fields["x_steps"], steps, state = 0, {}, 0
-    draft.stage("Readout", [node.name], places, fields, steps, state=state)
+    steps = {"x_steps": True} if layout.stepped else {}
+    if not layout.stepped:
+        fields["x_steps"] = 0
+    draft.stage("Readout", [node.name], places, fields, steps, state=layout.size)

@@ -136,6 +136,13 @@ def elementwise(m: Memory, row: Any, stage: int) -> None:
             left = m.floats[a + (m.indices[ia + i] if ia >= 0 else i)]
             right = m.floats[b + (m.indices[ib + i] if ib >= 0 else i)]
             m.floats[y + i] = left * right if row[ELEMENT.multiply] else left + right
+        if m.counting and row[ELEMENT.multiply]:
+            synops = 0
+            for i in range(first, last):
+                left = m.floats[a + (m.indices[ia + i] if ia >= 0 else i)]
+                right = m.floats[b + (m.indices[ib + i] if ib >= 0 else i)]
+                synops += left != 0 and right != 0
+            fetch_add(m.synops, stage * m.steps + t, synops)
 
 
 @jit
@@ -263,9 +270,7 @@ def readout(m: Memory, row: Any, stage: int) -> None:
     )
     if row[READOUT.mode] == 2 or x_steps == 0:
         last = x + (max(x_steps, 1) - 1) * size
-        times = (
-            row[READOUT.total] if m.steps == row[READOUT.total] else m.step + 1
-        )  # the whole run, or a stream
+        times = row[READOUT.total] if state < 0 else m.step + 1  # the whole run, or a stream
         factor = np.float32(times if row[READOUT.mode] == 1 and x_steps == 0 else 1)
         for i in range(size):
             m.floats[y + i] = m.floats[last + i] * factor

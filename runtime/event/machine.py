@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,8 @@ _KINDS: dict[str, tuple[Any, int]] = {
     "floats": (np.float32, 4),
     "ints": (np.int32, 4),
 }
+_OPEN = 1 << 40
+"""More arrivals at a barrier than it ever waits for: whoever waits there goes on."""
 
 
 class Machine:
@@ -44,7 +47,8 @@ class Machine:
         self.synops = np.zeros(self.stages * steps, np.int64)
         self._control = np.zeros(self.stages + 1, np.int64)
         self._weights, self._indices = _read_only(arrays["weights"]), _read_only(arrays["indices"])
-        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self._others: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     def array(self, buffer: str) -> Array:
         """A buffer's elements, flat: uint64, float32 or int32."""
@@ -54,26 +58,53 @@ class Machine:
         return self.bytes[start : start + width * count].view(kind)
 
     def run(self, first: int, last: int, step: int = 0, *, counting: bool = False) -> None:
-        """Run stages first..last on all threads; `step`: how many steps the state has seen."""
+        """Run stages first..last on all threads; `step`: how many steps the state has seen.
+
+        Where it is interrupted the threads are waited for, and the buffers hold nothing of use.
+        """
         if first == last:
             return
+        if self._control[0] >= _OPEN:
+            self.close()
         self._control[:] = 0
-        others = [
-            self._pool.submit(
-                run_stages, self._memory(k, step, counting), self.table, first, last, self.threads
-            )
-            for k in range(1, self.threads)
-            if self._pool is not None
-        ]
-        run_stages(self._memory(0, step, counting), self.table, first, last, self.threads)
-        for other in others:
-            other.result()
+        try:
+            helpers = self._helpers()
+            shares = [
+                helpers.submit(
+                    run_stages, self._memory(k, step, counting), self.table, first, last, self.threads
+                )
+                for k in range(1, self.threads)
+                if helpers is not None
+            ]
+            run_stages(self._memory(0, step, counting), self.table, first, last, self.threads)
+            for share in shares:
+                share.result()
+        except BaseException:
+            self._control[0] = _OPEN  # nobody waits for this thread any longer
+            self.close()
+            raise
 
     def keep_tokens(self, stage: int) -> None:
         """Run a Select again with the positions that lie in its buffer instead of its own."""
         self.table[stage, Select().forced] = 1
-        self.run(stage, stage + 1)
-        self.table[stage, Select().forced] = 0
+        try:
+            self.run(stage, stage + 1)
+        finally:
+            self.table[stage, Select().forced] = 0
+
+    def close(self) -> None:
+        """End the threads; a later run starts new ones."""
+        if self._others is not None and self._process == os.getpid():
+            self._others.shutdown(wait=True)
+        self._others = None
+
+    def _helpers(self) -> ThreadPoolExecutor | None:
+        """The threads beside the caller's own; those of a process that was forked are not in this one."""
+        if self._others is not None and self._process != os.getpid():
+            self._others = None
+        if self._others is None and self.threads > 1:
+            self._others, self._process = ThreadPoolExecutor(self.threads - 1), os.getpid()
+        return self._others
 
     def _memory(self, thread: int, step: int, counting: bool) -> Memory:
         return Memory(

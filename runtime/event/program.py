@@ -8,6 +8,7 @@ from typing import Any
 
 import numba
 
+from stdeploy.exporters.event import stages
 from stdeploy.exporters.event.stages import NUMBER
 from stdeploy.runtime.event.attention import pairs, product, tokens
 from stdeploy.runtime.event.bits import add_counts, copy_rows, pack, turn, unfold, union, unpack
@@ -109,15 +110,16 @@ def _wait(control: Any, threads: int, round_: int) -> None:
 
 
 def _sources() -> str:
-    """A digest of the kernels' sources: numba's cache looks only at the file of the function that it caches."""
+    """A digest of all that is compiled in: numba's cache looks only at the file of the function that it caches."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [Path(stages.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _compiled(sources: str) -> Any:
-    @numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
+    """The program; compiled once a machine where a folder for it can be written, else once a process."""
+
     def run(m: Memory, table: Any, first: int, last: int, threads: int) -> int:
         for stage in range(first, last):
             _share(m, table[stage], stage)
@@ -125,7 +127,11 @@ def _compiled(sources: str) -> Any:
                 _wait(m.control, threads, stage - first + 1)
         return len(sources)
 
-    return run
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(run)
+    except RuntimeError:  # numba finds no folder that it may write
+        return numba.njit(**options)(run)
 
 
 run = _compiled(_sources())

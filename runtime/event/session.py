@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -14,10 +16,12 @@ import numpy as np
 from stdeploy.errors import UserError
 from stdeploy.exporters.event.container import Sev
 from stdeploy.exporters.event.file import EventFile
-from stdeploy.graph.execution import Execution, batch_size
+from stdeploy.graph.execution import Execution
 from stdeploy.graph.ops import Output
 from stdeploy.graph.weight import Array
+from stdeploy.runtime.bench.machine import available_cores
 from stdeploy.runtime.event.bit_arrays import packed, unpacked
+from stdeploy.runtime.event.contract import forced_arrays, frame, samples
 from stdeploy.runtime.event.machine import Machine
 
 
@@ -25,15 +29,18 @@ class EventSession:
     """An opened `.sev` file. `run` takes batches, `step` one frame at a time; neither disturbs the other.
 
     `threads`: those that share a sample (None: every core this process may use). `counting`: count the synaptic
-    operations done; `synops` then holds those of the last call.
+    operations done; `synops` then holds those of the last call. Calls from several threads wait for each other;
+    a session that was copied or pickled goes on where the first one stood. `close` (or `with`) ends its threads.
     """
 
     def __init__(self, file: Path | str | Sev, threads: int | None = None, *, counting: bool = False) -> None:
         if threads is not None and threads < 1:
             raise UserError(f"{threads} threads cannot run anything", hint="give 1 or more")
+        if sys.byteorder != "little":
+            raise UserError("the event engine runs on little-endian machines only")
         self.file = EventFile(file)
         self.header: Mapping[str, Any] = self.file.header
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cores()
         self.counting = counting
         self.name = (
             f"event engine, numba {numba.__version__}, {self.threads} thread{'s' * (self.threads > 1)}"
@@ -41,13 +48,16 @@ class EventSession:
         self.steps = int(self.header["steps"])
         self.synops: dict[str, Array] = {}
         """By node name, int64 [samples, steps]: done by the last call (steps is 1 where every step is the same)."""
-        self._together = self._machine(self.steps, self.threads)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._together: Machine | None = None
         self._apart: list[Machine] = []
+        self._shares: ThreadPoolExecutor | None = None
         self._stream: Machine | None = None
         self._seen = 0
-
-    def _machine(self, steps: int, threads: int, *, stateful: bool = False) -> Machine:
-        return Machine(self.header, self.file.arrays, steps, threads, stateful=stateful)
+        self._closed = False
+        self._lock = threading.RLock()
 
     def run(
         self, inputs: Array, forced: Mapping[str, Array] | None = None, *, spikes: bool = True
@@ -58,55 +68,89 @@ class EventSession:
         named neurons and selections read what is given. UserError where a shape does not fit or a name is unknown.
         Samples go to threads of their own where there are as many; otherwise all threads share each.
         """
-        forced = dict(forced or {})
-        self._check_forced(forced)
-        samples = self._samples(np.asarray(inputs))
-        whole = 0 if self.threads == 1 else len(samples) // self.threads * self.threads
-        parts: list[_Part] = []
-        if whole:
-            self._apart = self._apart or [self._machine(self.steps, 1) for _ in range(self.threads)]
-            with ThreadPoolExecutor(self.threads) as pool:
-                jobs = [
-                    pool.submit(self._share, machine, samples, range(k, whole, self.threads), forced, spikes)
-                    for k, machine in enumerate(self._apart)
+        batch = samples(self.header, inputs)
+        given = forced_arrays(self.header, forced or {}, len(batch))
+        with self._lock:
+            self._require_open()
+            apart = 0 if self.threads == 1 else len(batch) // self.threads * self.threads
+            parts = self._run_apart(batch[:apart], given, spikes) if apart else []
+            if apart < len(batch):
+                self._together = self._together or self._machine(self.steps, self.threads)
+                parts += [
+                    self._sample(self._together, batch[k], k, given, spikes) for k in range(apart, len(batch))
                 ]
-                shares = [job.result() for job in jobs]
-            parts = [shares[k % self.threads][k // self.threads] for k in range(whole)]
-        parts += self._share(self._together, samples, range(whole, len(samples)), forced, spikes)
-        return self._gathered(parts, spikes)
+            return self._gathered(parts, spikes)
 
-    def step(self, frame: Array | None = None, *, spikes: bool = False) -> Execution:
+    def step(self, values: Array | None = None, *, spikes: bool = False) -> Execution:
         """One step of a stream: a frame of the input's shape, without batch and time.
 
         Outputs over time are those of the steps since the last `reset`. None repeats a static input. UserError where
         the frame does not fit, or the model's parameters end (those that differ from step to step).
         """
-        if self._stream is None:
-            self._stream = self._machine(1, self.threads, stateful=True)
-        machine, given = self._stream, self.header["input"]
-        if self._seen >= self.steps and self.header["timed"]:
-            raise UserError(
-                f"the model has parameters for {self.steps} steps, this is one more",
-                hint="call reset() first",
-            )
-        if frame is not None:
-            array = np.asarray(frame, np.float32)
-            if array.shape != tuple(given["shape"]):
-                raise UserError(f"the frame has shape {array.shape}, the model takes {tuple(given['shape'])}")
-            machine.array(given["buffer"])[:] = array.reshape(-1)
-        elif given["layout"] != "B" or not self._seen:
-            raise UserError("step() needs a frame", hint="only a static input can be repeated")
-        machine.synops[:] = 0
-        part = _Part()
-        for first, last in self._segments(again=frame is None):
-            self._observe(machine, first, last, {}, 0, spikes, part, self._seen)
-        self._finish(machine, part)
-        self._seen += 1
-        return self._gathered([part], spikes)
+        given = self.header["input"]
+        array = None if values is None else frame(self.header, values)
+        with self._lock:
+            self._require_open()
+            if self._seen >= self.steps and self.header["timed"]:
+                raise UserError(
+                    f"the model has parameters for {self.steps} steps, this is one more",
+                    hint="call reset() first",
+                )
+            if array is None and (given["layout"] != "B" or not self._seen):
+                raise UserError("step() needs a frame", hint="only a static input can be repeated")
+            self._stream = self._stream or self._machine(1, self.threads, stateful=True)
+            machine, part = self._stream, _Part()
+            if array is not None:
+                machine.array(given["buffer"])[:] = array.reshape(-1)
+            machine.synops[:] = 0
+            for first, last in self._segments(again=array is None):
+                self._observe(machine, first, last, {}, 0, spikes, part, self._seen)
+            self._finish(machine, part)
+            self._seen += 1
+            return self._gathered([part], spikes)
 
     def reset(self) -> None:
         """Forget the stream: the next `step` begins at rest."""
-        self._seen = 0
+        with self._lock:
+            self._seen = 0
+
+    def close(self) -> None:
+        """End the session's threads and free its memory; a later call is a UserError."""
+        with self._lock:
+            for machine in (self._together, self._stream):
+                if machine is not None:
+                    machine.close()
+            if self._shares is not None:
+                self._shares.shutdown()
+            self._prepare()
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = {k: v for k, v in vars(self).items() if k not in _OWN}
+            stream = None if self._stream is None else self._stream.bytes.copy()
+            return {**state, "stream": stream}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stream = state.pop("stream")
+        self._prepare()
+        vars(self).update(state)
+        if stream is not None:
+            self._stream = self._machine(1, self.threads, stateful=True)
+            self._stream.bytes[:] = stream
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UserError("the session is closed", hint="open the file again")
+
+    def _machine(self, steps: int, threads: int, *, stateful: bool = False) -> Machine:
+        return Machine(self.header, self.file.arrays, steps, threads, stateful=stateful)
 
     def _segments(self, again: bool) -> Iterator[tuple[int, int]]:
         """Runs of stages to do: all, or (`again`) those that are not the same at every step."""
@@ -123,43 +167,38 @@ class EventSession:
             elif start is None:
                 start = number
 
-    def _samples(self, inputs: Array) -> list[Array]:
-        """The batch, sample by sample, steps first."""
-        given = self.header["input"]
-        batch = batch_size(inputs, given["layout"], given["shape"], self.steps)
-        array = np.asarray(inputs, np.float32)
-        if given["layout"] == "TB":
-            array = array.swapaxes(0, 1)
-        return [array[k] for k in range(batch)]
+    def _run_apart(self, batch: list[Array], forced: Mapping[str, Array], spikes: bool) -> list[_Part]:
+        """As many samples at a time as there are threads, each with a machine of its own."""
+        if not self._apart:
+            self._apart = [self._machine(self.steps, 1) for _ in range(self.threads)]
+        self._shares = self._shares or ThreadPoolExecutor(self.threads)
+        parts: list[_Part | None] = [None] * len(batch)
+        stop = threading.Event()
 
-    def _check_forced(self, forced: Mapping[str, Array]) -> None:
-        neurons, kept = self.header["neurons"], self.header["selections"]
-        unknown = sorted(set(forced) - set(neurons) - set(kept))
-        if unknown:
-            raise UserError(f"forced spikes name neurons that the file does not have: {', '.join(unknown)}")
-        for name, array in forced.items():
-            shape = np.shape(array)
-            if name in neurons and (shape[0], *shape[2:]) != (self.steps, *neurons[name]["shape"]):
-                raise UserError(
-                    f"forced spikes of {name} have shape {shape}, the neuron {neurons[name]['shape']}"
-                )
-            if name in kept and (len(shape) != 3 or shape[2] != kept[name]["count"]):
-                raise UserError(
-                    f"forced positions of {name} have shape {shape}, it keeps {kept[name]['count']}"
-                )
+        def share(first: int) -> None:
+            for k in range(first, len(batch), self.threads):
+                if stop.is_set():
+                    return
+                parts[k] = self._sample(self._apart[first], batch[k], k, forced, spikes)
 
-    def _share(
-        self, machine: Machine, samples: list[Array], mine: range, forced: Mapping[str, Array], spikes: bool
-    ) -> list[_Part]:
-        parts = []
-        for k in mine:
-            machine.array(self.header["input"]["buffer"])[:] = samples[k].reshape(-1)
-            machine.synops[:] = 0
-            part = _Part()
-            self._observe(machine, 0, machine.stages, forced, k, spikes, part, 0)
-            self._finish(machine, part)
-            parts.append(part)
-        return parts
+        jobs = [self._shares.submit(share, first) for first in range(self.threads)]
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            stop.set()
+            wait(jobs)
+        return [part for part in parts if part is not None]
+
+    def _sample(
+        self, machine: Machine, values: Array, place: int, forced: Mapping[str, Array], spikes: bool
+    ) -> _Part:
+        machine.array(self.header["input"]["buffer"])[:] = values.reshape(-1)
+        machine.synops[:] = 0
+        part = _Part()
+        self._observe(machine, 0, machine.stages, forced, place, spikes, part, 0)
+        self._finish(machine, part)
+        return part
 
     def _observe(
         self,
@@ -179,10 +218,11 @@ class EventSession:
             machine.run(at, stop, step, counting=self.counting)
             at = stop
             name = stops[stop]
+            given = forced[name][:, sample] if name in forced else None
             if name in self.header["neurons"]:
-                self._look(machine, name, forced, sample, part)
+                self._look(machine, name, given, part)
             else:
-                self._look_at_tokens(machine, stop - 1, name, forced, sample, part)
+                self._look_at_tokens(machine, stop - 1, name, given, part)
         machine.run(at, last, step, counting=self.counting)
 
     def _stops(self, forced: Mapping[str, Array], spikes: bool) -> dict[int, str]:
@@ -195,25 +235,21 @@ class EventSession:
                     stops[number + 1] = name
         return stops
 
-    def _look(
-        self, machine: Machine, name: str, forced: Mapping[str, Array], sample: int, part: _Part
-    ) -> None:
+    def _look(self, machine: Machine, name: str, given: Array | None, part: _Part) -> None:
         entry = self.header["neurons"][name]
         words = machine.array(entry["buffer"])
         part.spikes[name] = unpacked(words, entry["format"], machine.steps, tuple(entry["shape"]))
-        if name in forced:
-            given = np.asarray(forced[name])
-            words[:] = packed(given[:, min(sample, given.shape[1] - 1)], entry["format"])
+        if given is not None:
+            words[:] = packed(given, entry["format"])
 
     def _look_at_tokens(
-        self, machine: Machine, stage: int, name: str, forced: Mapping[str, Array], sample: int, part: _Part
+        self, machine: Machine, stage: int, name: str, given: Array | None, part: _Part
     ) -> None:
         entry = self.header["selections"][name]
         chosen = machine.array(entry["buffer"])
         part.selections[name] = chosen.reshape(-1, entry["count"]).astype(np.int64)
-        if name in forced:
-            given = np.asarray(forced[name])
-            chosen[:] = given[:, min(sample, given.shape[1] - 1)].reshape(-1)
+        if given is not None:
+            chosen[:] = given.reshape(-1)
             machine.keep_tokens(stage)
 
     def _finish(self, machine: Machine, part: _Part) -> None:
@@ -223,43 +259,67 @@ class EventSession:
         if self.counting:
             counts = machine.synops.reshape(machine.stages, machine.steps)
             for stage, row in zip(self.header["stages"], counts, strict=True):
-                if stage["op"] in _COUNTED:
-                    part.synops[stage["nodes"][0]] = row.copy()
+                if stage["counted"]:
+                    steps = machine.steps if stage["counted"] == "step" else 1
+                    part.synops[stage["nodes"][0]] = row[:steps].copy()
 
     def _gathered(self, parts: list[_Part], spikes: bool) -> Execution:
         outputs = {}
         for out in self.header["outputs"]:
-            stacked = np.stack([part.outputs[out["label"]] for part in parts])
-            stacked = {"B": lambda a: a[:, 0], "BT": lambda a: a, "TB": lambda a: a.swapaxes(0, 1)}[
+            shape = (self.steps if out["stepped"] else 1, *out["shape"])
+            array = _stacked([part.outputs[out["label"]] for part in parts], shape, np.float32)
+            array = {"B": lambda a: a[:, 0], "BT": lambda a: a, "TB": lambda a: a.swapaxes(0, 1)}[
                 out["layout"]
-            ](stacked)
+            ](array)
             order = Output(layout=out["layout"], order=tuple(out["order"]))
-            outputs[out["label"]] = order.returned(stacked)
+            outputs[out["label"]] = order.returned(array)
         if self.counting:
-            names = parts[0].synops if parts else {}
-            self.synops = {name: np.stack([part.synops[name] for part in parts]) for name in names}
+            self.synops = {
+                stage["nodes"][0]: _stacked(
+                    [part.synops[stage["nodes"][0]] for part in parts],
+                    (self.steps if stage["counted"] == "step" else 1,),
+                    np.int64,
+                )
+                for stage in self.header["stages"]
+                if stage["counted"]
+            }
         if not spikes:
             return Execution(outputs)
+        neurons, kept = self.header["neurons"], self.header["selections"]
         return Execution(
             outputs,
-            {name: np.stack([p.spikes[name] for p in parts], axis=1) for name in self.header["neurons"]},
+            {
+                name: _stacked([p.spikes[name] for p in parts], (self.steps, *n["shape"]), np.uint8, 1)
+                for name, n in neurons.items()
+            },
             selections={
-                n: np.stack([p.selections[n] for p in parts], axis=1) for n in self.header["selections"]
+                name: _stacked(
+                    [p.selections[name] for p in parts],
+                    (self.steps if s["stepped"] else 1, s["count"]),
+                    np.int64,
+                    1,
+                )
+                for name, s in kept.items()
             },
         )
 
 
+@dataclass
 class _Part:
     """What one sample yields."""
 
-    def __init__(self) -> None:
-        self.outputs: dict[str, Array] = {}
-        self.spikes: dict[str, Array] = {}
-        self.selections: dict[str, Array] = {}
-        self.synops: dict[str, Array] = {}
+    outputs: dict[str, Array] = field(default_factory=dict)
+    spikes: dict[str, Array] = field(default_factory=dict)
+    selections: dict[str, Array] = field(default_factory=dict)
+    synops: dict[str, Array] = field(default_factory=dict)
+
+
+def _stacked(arrays: list[Array], shape: tuple[int, ...], kind: Any, axis: int = 0) -> Array:
+    """Samples side by side; `shape` is one's, where there is none."""
+    return np.stack(arrays, axis) if arrays else np.empty((*shape[:axis], 0, *shape[axis:]), kind)
 
 
 _DECIDES = {"Rows", "Columns", "Pairs", "Fire", "FirePositions", "Select"}
 """Stages that fire or choose; conversions of their results name the same nodes."""
-_COUNTED = {"Rows", "Columns", "Tokens", "Pairs", "Product"}
-"""Stages that do synaptic operations; the first of their nodes is the product."""
+_OWN = {"_together", "_apart", "_shares", "_stream", "_lock"}
+"""What a copy makes for itself."""
