@@ -86,7 +86,7 @@ def require_own_count(target: Subject, ledger: Ledger) -> str | None:
     own = target.executor
     if not isinstance(own, OwnCount):
         return None
-    quantities = {"synapse": "synops", "attention": "coincidence"}
+    quantities = {"synapse": "synops", "attention": "coincidence", "product": "coincidence"}
     counted = {
         layer.name: layer.total[quantities[layer.role]].total
         for layer in ledger.layers

@@ -84,7 +84,8 @@ class EventSession:
     def step(self, values: Array | None = None, *, spikes: bool = False) -> Execution:
         """One step of a stream: a frame of the input's shape, without batch and time.
 
-        Outputs over time are those of the steps since the last `reset`. None repeats a static input. UserError where
+        Outputs over time are those of the steps since the last `reset`; what follows a readout is done anew for them.
+        What is the same at every step is done when a frame is given. None repeats a static input. UserError where
         the frame does not fit, or the model's parameters end (those that differ from step to step).
         """
         given = self.header["input"]
