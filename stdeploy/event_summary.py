@@ -11,19 +11,6 @@ from stdeploy.exporters.event.file import EventFile
 from stdeploy.graph.execution import leading
 
 
-@dataclass(frozen=True, slots=True)
-class KernelRow:
-    """One Linear or Conv: its kernel, who chose it, and the figures that the choice was made from."""
-
-    layer: str
-    kernel: str
-    by: str
-    input_rate: float
-    weight_density: float
-    products: int
-    seconds: dict[str, float]
-
-
 @dataclass(frozen=True)
 class EventSummary:
     """A file's facts: `stages` by operator, `arrays` with bytes, `plan` as the file holds it."""
@@ -39,10 +26,6 @@ class EventSummary:
     arrays: dict[str, dict[str, Any]]
     plan: dict[str, Any]
 
-    @property
-    def kernels(self) -> list[KernelRow]:
-        return [KernelRow(layer=name, **row) for name, row in self.plan["layers"].items()]
-
     def facts(self) -> list[tuple[str, str]]:
         """Named lines about the whole file; sizes are in bytes."""
         shape = "x".join(
@@ -56,8 +39,8 @@ class EventSummary:
         digest = str(self.metadata.get("source_sha256", "unknown"))[:16]
         stages = ", ".join(f"{n} {kind}" for kind, n in self.stages.items())
         arrays = ", ".join(f"{name} {a['bytes']:,} bytes of {a['type']}" for name, a in self.arrays.items())
-        rates = self.plan["rates"]
-        measured = f"measured on {rates['samples']} samples of {rates['data']}"
+        rates, costs = self.plan.get("rates", {}), self.plan.get("costs", {})
+        measured = f"measured on {rates.get('samples')} samples of {rates.get('data')}"
         return [
             (
                 "file",
@@ -70,8 +53,8 @@ class EventSummary:
             ("neurons", f"{len(self.neurons)} layers"),
             ("stages", f"{sum(self.stages.values())}: {stages}"),
             ("arrays", arrays),
-            ("rates", measured if rates["measured"] else "assumed; stdeploy export --data measures them"),
-            ("costs", f"measured on {self.plan['costs']['machine']}"),
+            ("rates", measured if rates.get("measured") else "assumed; stdeploy export --data measures them"),
+            ("costs", f"measured on {costs.get('machine', 'an unknown machine')}"),
         ]
 
     def to_dict(self) -> dict[str, Any]:

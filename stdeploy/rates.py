@@ -9,6 +9,9 @@ import numpy as np
 from stdeploy.energy.counting import batch_for, spikes_of
 from stdeploy.energy.signals import Signals
 from stdeploy.exporters import load_target
+from stdeploy.exporters.event.cost import Rate
+from stdeploy.exporters.event.plan import Rates
+from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.graph import Graph
 from stdeploy.graph.ops import Conv, Linear
 from stdeploy.graph.weight import Array
@@ -24,27 +27,33 @@ def wants_rates(target: str) -> bool:
     return target != "graph" and bool(getattr(load_target(target), "TAKES_RATES", False))
 
 
-def input_rates(source: Source, lowered: Graph, inputs: Array) -> dict[str, float]:
-    """Share of nonzero input elements of every Linear and Conv of `lowered`, by name, on the source's own spikes."""
+def input_rates(source: Source, lowered: Graph, inputs: Array) -> dict[str, Rate]:
+    """Shares of nonzero input elements of every Linear and Conv of `lowered`, by name, on the source's own spikes."""
     axis = batch_axis(source.graph)
     layers = [node for node in lowered if isinstance(node.op, Linear | Conv)]
-    found, seen = dict.fromkeys((n.name for n in layers), 0), dict.fromkeys((n.name for n in layers), 0)
-    size = batch_for(lowered)
-    for start in range(0, inputs.shape[axis], size):
-        part = np.take(inputs, range(start, min(start + size, inputs.shape[axis])), axis=axis)
+    totals = {node.name: np.zeros(4, np.int64) for node in layers}
+    batch = batch_for(lowered)
+    for start in range(0, inputs.shape[axis], batch):
+        part = np.take(inputs, range(start, min(start + batch, inputs.shape[axis])), axis=axis)
         run = source.reference.run(part)
         signals = Signals(lowered, part, spikes_of(lowered, source.graph, run.spikes), run.selections)
         for node in layers:
-            nonzero = signals.nonzero(node.inputs[0])
-            found[node.name] += int(np.count_nonzero(nonzero))
-            seen[node.name] += nonzero.size
-    return {name: found[name] / max(1, seen[name]) for name in found}
+            totals[node.name] += _shares(signals.nonzero(node.inputs[0]))
+    return {
+        name: Rate(each / max(1, size), together / max(1, groups))
+        for name, (each, size, together, groups) in ((n, t.tolist()) for n, t in totals.items())
+    }
+
+
+def _shares(nonzero: Array) -> Array:
+    """Of `[rows, ...]`: how many are true and how many there are, at a step and in any of STEPS_TOGETHER steps."""
+    starts = np.arange(0, nonzero.shape[0], STEPS_TOGETHER)
+    together = np.logical_or.reduceat(nonzero, starts, axis=0)
+    return np.array([np.count_nonzero(nonzero), nonzero.size, np.count_nonzero(together), together.size])
 
 
 def rate_option(source: Source, lowered: Graph, inputs: Array, data: str) -> dict[str, Any]:
     """The option `rates` of a target that takes it, from at most SAMPLES of `inputs`; `data` says what they are."""
-    from stdeploy.exporters.event.plan import Rates
-
     axis = batch_axis(source.graph)
     few = np.take(inputs, range(min(SAMPLES, inputs.shape[axis])), axis=axis)
     return {"rates": Rates(input_rates(source, lowered, few), data, few.shape[axis])}

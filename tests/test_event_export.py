@@ -21,8 +21,7 @@ from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
-from stdeploy.exporters.event.cost import Costs, choose, estimate, layers_of
-from stdeploy.exporters.event.pack import LANES
+from stdeploy.exporters.event.cost import Costs, Rate, choose, estimate, layers_of
 from stdeploy.exporters.event.plan import ASSUMED_RATE, Options, Rates, plan
 from stdeploy.graph import Graph, GraphBuilder, Weight, ops
 from stdeploy.graph.execution import Execution
@@ -39,7 +38,7 @@ from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=5, image=(2, 8, 8), masked=0.5, neurons="mixed", seed=3)
 LOWERED = run_pipeline(GRAPH, PIPELINES["default"]).graph
-COSTS = Costs(row_add=2e-9, column_add=1e-9, row_layer=3e-7, column_layer=5e-7, machine="a test")
+COSTS = Costs(2e-9, 3e-8, 5e-7, 1e-9, 4e-8, 7e-7, "a test")
 
 
 @pytest.fixture
@@ -71,29 +70,42 @@ def product(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.integers(1, 2),
     groups=st.sampled_from([1, 2]),
-    rate=st.floats(0, 1),
+    together=st.floats(0, 1),
     maximum=st.integers(1, 9),
     zeros=st.floats(0, 1),
+    width=st.sampled_from([7, 70]),
 )
 def test_costs_are_those_of_nested_loops(
-    kernel: tuple[int, int], stride: int, groups: int, rate: float, maximum: int, zeros: float
+    kernel: tuple[int, int],
+    stride: int,
+    groups: int,
+    together: float,
+    maximum: int,
+    zeros: float,
+    width: int,
 ) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(6, 4 // groups, *kernel))
     weight[rng.random(weight.shape) < zeros] = 0
     steps, pads = (stride, stride), (kernel[0] - 1, kernel[1] - 1)
     graph, node = product(
-        (4, 5, 7), count(1.0, maximum), weight, stride=steps, padding=pads, dilation=(1, 1), groups=groups
+        (4, 5, width), count(1.0, maximum), weight, stride=steps, padding=pads, dilation=(1, 1), groups=groups
     )
-    found = estimate(graph, node, rate, COSTS)
-    positions = node.value.shape[1] * node.value.shape[2]
-    products = sum(weight[o].size for o in range(6) for _ in range(positions))
-    lanes = len(range(0, positions, LANES)) * LANES
-    adds = np.count_nonzero(weight) * lanes * len(f"{maximum:b}")
+    found = estimate(graph, node, Rate(0.0, together), COSTS)
+    _, high, wide = node.value.shape
+    places = [(y, x) for y in range(high) for x in range(wide)]
+    products = sum(weight[o].size for o in range(6) for _ in places)
+    room, lanes = 16, len(range(0, len(places), 16)) * 16
+    planes = len(f"{maximum:b}")
+    breaks = [x for _ in range(high) for x in range(wide) if x % 64 == 0 or stride > 1]
+    runs = len(breaks) * kernel[0] * kernel[1] * 4
     assert found.products == products
-    assert found.seconds["rows"] == pytest.approx(3e-7 + 2e-9 * rate * products)
-    assert found.seconds["columns"] == pytest.approx(5e-7 + 1e-9 * adds)
-    assert found.kernel == ("columns" if found.seconds["columns"] < found.seconds["rows"] else "rows")
+    rows = 2e-9 * together * products / 6 * room + 3e-8 * room * len(places)
+    rows += 5e-7 * len(places) * kernel[0] * kernel[1]
+    columns = 1e-9 * np.count_nonzero(weight) * lanes * planes + 4e-8 * 6 * lanes + 7e-7 * runs * planes
+    assert found.seconds["rows"] == pytest.approx(rows)
+    assert found.seconds["columns"] == pytest.approx(columns)
+    assert found.kernel == ("columns" if columns < rows else "rows")
 
 
 @pytest.mark.parametrize("domain", [count(1.0, 64), ops.REAL])
@@ -101,7 +113,7 @@ def test_inputs_that_are_no_bits_go_by_rows(domain: Any, tmp_path: Path) -> None
     weight = np.zeros((8, 4))
     weight[0, 0] = 1  # columns would be far cheaper
     graph, node = product((4, 5, 7), domain, weight)
-    assert estimate(graph, node, 1.0, COSTS).seconds.keys() == {"rows"}
+    assert estimate(graph, node, Rate(1.0, 1.0), COSTS).seconds.keys() == {"rows"}
     (tmp_path / "plan.json").write_text('{"kernels": {"layer": "columns"}}')
     with pytest.raises(UserError, match="layer cannot be run by columns") as caught:
         plan(graph, Options(plan=tmp_path / "plan.json"))
@@ -112,9 +124,9 @@ def test_the_rate_decides() -> None:
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(32, 48)) * (rng.random((32, 48)) < 0.1)
     graph, _ = product((48, 4, 8), count(1.0, 1), weight)
-    even = Costs(row_add=1e-9, column_add=1e-9)
-    assert choose(graph, {"layer": 0.02}, even) == {"layer": "rows"}
-    assert choose(graph, {"layer": 0.9}, even) == {"layer": "columns"}
+    even = Costs(1e-9, 0, 0, 1e-9, 0, 0)
+    assert choose(graph, {"layer": Rate(0.01, 0.02)}, even) == {"layer": "rows"}
+    assert choose(graph, {"layer": Rate(0.01, 0.9)}, even) == {"layer": "columns"}
 
 
 def test_without_data_the_rate_is_assumed_and_said() -> None:
@@ -125,6 +137,7 @@ def test_without_data_the_rate_is_assumed_and_said() -> None:
     assert real and real != set(document["layers"])
     for name, row in document["layers"].items():
         assert row["input_rate"] == (1.0 if name in real else ASSUMED_RATE) and row["by"] == "cost"
+        assert row["input_rate"] <= row["input_rate_together"] <= 1
         assert row["kernel"] == document["kernels"][name] == min(row["seconds"], key=row["seconds"].get)
     assert any("assumed 15%" in note for note in chosen.notes)
 
@@ -145,10 +158,13 @@ def test_measured_rates_are_shares_of_inputs_that_are_not_zero(
         layout: Any = "TB" if lowered[node.inputs[0]].value.time == "step" else "B"
         build.add(ops.Output("probe", layout), (node.inputs[0],), name="probe")
         values = interpret(build.build(), images, forced=forced).outputs["probe"]
-        assert found[node.name] == pytest.approx(np.mean(values != 0)), node.name
+        groups = [values[t : t + 4].any(axis=0) for t in range(0, 5, 4)] if layout == "TB" else [values != 0]
+        wanted = (np.mean(values != 0), np.mean(groups))
+        assert found[node.name] == pytest.approx(wanted), node.name
     monkeypatch.setattr("stdeploy.rates.batch_for", lambda graph: 2)
     assert input_rates(source, lowered, images) == found
-    assert min(found.values()) > 0 and len(set(found.values())) > 4
+    assert min(found.values()) > (0, 0) and len(set(found.values())) > 4
+    assert any(rate.step < rate.together < 1 for rate in found.values())
 
 
 def test_few_samples_are_enough_for_rates(folder: Path) -> None:
@@ -215,14 +231,13 @@ def test_a_plan_in_latin_1_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_rates_that_are_none() -> None:
-    few = Rates({"head": 0.5}, "data", 1)
+    few = Rates({"head": Rate(0.5, 0.5)}, "data", 1)
     with pytest.raises(UserError, match="no rate of"):
         plan(LOWERED, Options(rates=few))
-    for wrong in (-0.1, 1.5, math.nan):
-        with pytest.raises(UserError, match="is no share"):
-            plan(
-                LOWERED, Options(rates=Rates(dict.fromkeys(plan(LOWERED, Options()).kernels, wrong), "x", 1))
-            )
+    for wrong in (Rate(-0.1, 0.5), Rate(0.5, 1.5), Rate(0.5, 0.4), Rate(math.nan, 1), Rate(0.1, math.nan)):
+        rates = Rates(dict.fromkeys(plan(LOWERED, Options()).kernels, wrong), "x", 1)
+        with pytest.raises(UserError, match="are no shares"):
+            plan(LOWERED, Options(rates=rates))
     with pytest.raises(UserError, match="no option speed"):
         export(LOWERED, "net.sev", {"speed": 9})
 

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.cost import Costs, Estimate, estimate, layers_of
+from stdeploy.exporters.event.cost import Costs, Estimate, Rate, estimate, layers_of
 from stdeploy.exporters.event.lower import KERNELS
+from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.exporters.options import known_options
 from stdeploy.graph.graph import Graph, Node
 
 ASSUMED_RATE = 0.15
-"""Share of nonzero inputs where none was measured; real-valued inputs are taken as nonzero throughout."""
+"""Share of nonzero inputs where none was measured, steps being independent; real-valued inputs are all nonzero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """Share of nonzero input elements of every Linear and Conv by name, over steps and samples, and of which data."""
+    """Shares of nonzero input elements of every Linear and Conv by name, over samples, and of which data."""
 
-    layers: Mapping[str, float]
+    layers: Mapping[str, Rate]
     data: str
     samples: int
 
@@ -71,7 +72,8 @@ class Plan:
             name: {
                 "kernel": self.kernels[name],
                 "by": "plan" if name in self.given else "cost",
-                "input_rate": e.rate,
+                "input_rate": e.rate.step,
+                "input_rate_together": e.rate.together,
                 "weight_density": e.density,
                 "products": e.products,
                 "seconds": dict(e.seconds),
@@ -110,15 +112,24 @@ def plan(graph: Graph, options: Options) -> Plan:
     return Plan(estimates, given, options)
 
 
-def _rate(graph: Graph, node: Node, rates: Rates | None) -> float:
+def _rate(graph: Graph, node: Node, rates: Rates | None) -> Rate:
     if rates is None:
-        return 1.0 if graph[node.inputs[0]].value.domain.maximum is None else ASSUMED_RATE
+        return assumed(graph, node)
     if node.name not in rates.layers:
         raise UserError(f"there is no rate of {node.name} in those of {rates.data}")
     rate = rates.layers[node.name]
-    if not 0 <= rate <= 1:
-        raise UserError(f"the rate of {node.name} is no share of its inputs: {rate}")
+    if not 0 <= rate.step <= rate.together <= 1:
+        raise UserError(f"the rates of {node.name} are no shares of its inputs: {rate.step}, {rate.together}")
     return rate
+
+
+def assumed(graph: Graph, node: Node) -> Rate:
+    """The rate of a layer of which none was measured."""
+    value = graph[node.inputs[0]].value
+    if value.domain.maximum is None:
+        return Rate(1.0, 1.0)
+    steps = min(STEPS_TOGETHER, graph.steps) if value.time == "step" else 1
+    return Rate(ASSUMED_RATE, 1 - (1 - ASSUMED_RATE) ** steps)
 
 
 def read_plan(path: Path) -> dict[str, str]:

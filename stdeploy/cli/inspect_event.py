@@ -29,20 +29,29 @@ def kernel_table(summary: EventSummary) -> Table:
     """A row per Linear and Conv; seconds are the cost model's, of one thread, per step and sample."""
     from rich.table import Table
 
+    from stdeploy.exporters.event.lower import KERNELS
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("layer", "kernel", "chosen by"):
         table.add_column(title)
-    for title in ("inputs not zero", "weights not zero", "products", "rows µs", "columns µs"):
+    for title in (
+        "inputs not zero",
+        "in some of 4 steps",
+        "weights not zero",
+        "products",
+        "rows µs",
+        "columns µs",
+    ):
         table.add_column(title, justify="right")
-    for row in summary.kernels:
-        costs = (row.seconds.get(kernel) for kernel in ("rows", "columns"))
+    for layer, row in summary.plan.get("layers", {}).items():
+        shares = (row.get(name) for name in ("input_rate", "input_rate_together", "weight_density"))
+        costs = (row.get("seconds", {}).get(kernel) for kernel in KERNELS)
         table.add_row(
-            row.layer,
-            row.kernel,
-            row.by,
-            f"{row.input_rate:.1%}",
-            f"{row.weight_density:.1%}",
-            f"{row.products:,}",
+            layer,
+            row.get("kernel"),
+            row.get("by"),
+            *("" if share is None else f"{share:.1%}" for share in shares),
+            f"{row.get('products', 0):,}",
             *("" if cost is None else f"{cost * _MICRO:.1f}" for cost in costs),
         )
     return table
