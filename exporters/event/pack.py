@@ -26,8 +26,9 @@ class Windows:
     positions: int
 
     def table(self) -> Array:
-        """int32: ends, then pairs."""
-        return np.concatenate([self.ends, self.pairs.reshape(-1)]).astype(np.int32)
+        """int32: ends, then from an even place on the pairs."""
+        gap = np.zeros(self.ends.size % 2, np.int32)
+        return np.concatenate([self.ends, gap, self.pairs.reshape(-1)]).astype(np.int32)
 
     def runs(self) -> Array:
         """int32: taps + 1 ends, then (dst, src, n): where neighbouring outputs see neighbouring inputs."""

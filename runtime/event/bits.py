@@ -177,7 +177,7 @@ def union(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of a `union` stage (stages.Union)."""
     steps, positions, windows = row[UNION.steps], row[UNION.positions], row[UNION.windows]
     width = (row[UNION.channels] + WORD - 1) // WORD
-    pairs = windows + positions + 1
+    pairs = windows + (positions + 2) // 2 * 2
     while True:
         unit = fetch_add(m.control, stage + 1, 1)
         if unit >= steps * positions:

@@ -20,6 +20,8 @@ def jit(function: F) -> F:
 class Memory(NamedTuple):
     """One thread's view of a session: the same arena in four types, the file's weights, counters.
 
+    A program is given arrays, its kernels the arrays' addresses (vectors.pointer).
+
     `floats` float32, `ints` int32, `words` uint64 and `halves` uint16 are the arena; `weights` float32 and
     `indices` int32 are the file's; `control` int64: barrier, then a work counter per stage; `synops` int64
     [stages x steps]; `scratch`: where this thread's own room begins in floats and ints; `step`: index of the first step.

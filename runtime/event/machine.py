@@ -12,7 +12,7 @@ import numpy as np
 from stdeploy.exporters.event.stages import Select
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.jit import Memory
-from stdeploy.runtime.event.memory import Arena, aligned, plan, repeated
+from stdeploy.runtime.event.memory import ALIGNED, Arena, aligned, plan, repeated
 from stdeploy.runtime.event.program import run as run_stages
 
 _KINDS: dict[str, tuple[Any, int]] = {
@@ -124,7 +124,11 @@ class Machine:
 
 
 def _read_only(array: Array) -> Array:
-    """A plain view that cannot be written: numba compiles for one type of array, mapped or not."""
+    """A plain view that cannot be written, at a cache line: numba compiles for one type of array, mapped or not."""
     view = np.asarray(array).view(np.ndarray)
+    if view.ctypes.data % ALIGNED:
+        copy = aligned(view.nbytes).view(view.dtype)
+        copy[:] = view
+        view = copy
     view.setflags(write=False)
     return view

@@ -9,7 +9,7 @@ from typing import Any
 import numba
 
 from stdeploy.exporters.event import stages
-from stdeploy.exporters.event.stages import NUMBER
+from stdeploy.exporters.event.stages import NUMBER, WIDTH
 from stdeploy.runtime.event.attention import pairs, product, tokens
 from stdeploy.runtime.event.bits import add_counts, copy_rows, pack, turn, unfold, union, unpack
 from stdeploy.runtime.event.columns import columns
@@ -28,7 +28,7 @@ from stdeploy.runtime.event.frames import (
 )
 from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.rows import rows
-from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way
+from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way, pointer
 
 PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py", "session.py"}
 """Files that nothing is compiled from."""
@@ -124,10 +124,24 @@ def _compiled(sources: str) -> Any:
     """The program; compiled once a machine where a folder for it can be written, else once a process."""
 
     def run(m: Memory, table: Any, first: int, last: int, threads: int) -> int:
+        at = Memory(
+            pointer(m.floats, 0),
+            pointer(m.ints, 0),
+            pointer(m.words, 0),
+            pointer(m.halves, 0),
+            pointer(m.weights, 0),
+            pointer(m.indices, 0),
+            pointer(m.control, 0),
+            pointer(m.synops, 0),
+            m.scratch,
+            m.steps,
+            m.step,
+            m.counting,
+        )
         for stage in range(first, last):
-            _share(m, table[stage], stage)
+            _share(at, pointer(table, stage * WIDTH), stage)
             if threads > 1:
-                _wait(m.control, threads, stage - first + 1)
+                _wait(at.control, threads, stage - first + 1)
         return len(sources)
 
     options = {"nogil": True, "error_model": "numpy"}

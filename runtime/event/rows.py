@@ -12,7 +12,7 @@ import numpy as np
 from stdeploy.exporters.event.stages import STEPS_TOGETHER, Rows
 from stdeploy.runtime.event.fire import fire_channels
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, fetch_add, make_rows_sum
+from stdeploy.runtime.event.vectors import LANES, copy_vectors, fetch_add, fill_vectors, make_rows_sum
 
 ROWS = Rows()
 CHUNK = 8
@@ -27,90 +27,89 @@ _61, _62, _63, _64 = (make_rows_sum(6, steps) for steps in range(1, 5))
 
 
 @jit
-def _sum_rows(m: Memory, vectors: int, steps: int, w: int, rows: int, places: int, n: int, sums: int) -> None:
-    f, i, ws = m.floats, m.ints, m.weights
+def _sum_rows(m: Memory, row: Any, steps: int, w: int, begin: int, end: int, q: int, sums: int) -> None:
+    """Add the rows that the pairs begin..end of the taps' table meet; q: first position of the steps' lists."""
+    f, i, ws, tables = m.floats, m.ints, m.weights, m.indices
+    vectors, channels = row[ROWS.vectors], row[ROWS.channels]
+    c, r, p = row[ROWS.counts] + q, row[ROWS.events] + q * channels, row[ROWS.places] + q * channels
     if vectors == 6 and steps == 4:
-        _64(ws, w, i, rows, places, f, n, f, sums)
+        _64(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 6 and steps == 3:
-        _63(ws, w, i, rows, places, f, n, f, sums)
+        _63(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 6 and steps == 2:
-        _62(ws, w, i, rows, places, f, n, f, sums)
+        _62(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 6 and steps == 1:
-        _61(ws, w, i, rows, places, f, n, f, sums)
+        _61(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 5 and steps == 4:
-        _54(ws, w, i, rows, places, f, n, f, sums)
+        _54(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 5 and steps == 3:
-        _53(ws, w, i, rows, places, f, n, f, sums)
+        _53(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 5 and steps == 2:
-        _52(ws, w, i, rows, places, f, n, f, sums)
+        _52(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 5 and steps == 1:
-        _51(ws, w, i, rows, places, f, n, f, sums)
+        _51(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 4 and steps == 4:
-        _44(ws, w, i, rows, places, f, n, f, sums)
+        _44(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 4 and steps == 3:
-        _43(ws, w, i, rows, places, f, n, f, sums)
+        _43(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 4 and steps == 2:
-        _42(ws, w, i, rows, places, f, n, f, sums)
+        _42(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 4 and steps == 1:
-        _41(ws, w, i, rows, places, f, n, f, sums)
+        _41(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 3 and steps == 4:
-        _34(ws, w, i, rows, places, f, n, f, sums)
+        _34(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 3 and steps == 3:
-        _33(ws, w, i, rows, places, f, n, f, sums)
+        _33(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 3 and steps == 2:
-        _32(ws, w, i, rows, places, f, n, f, sums)
+        _32(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 3 and steps == 1:
-        _31(ws, w, i, rows, places, f, n, f, sums)
+        _31(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 2 and steps == 4:
-        _24(ws, w, i, rows, places, f, n, f, sums)
+        _24(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 2 and steps == 3:
-        _23(ws, w, i, rows, places, f, n, f, sums)
+        _23(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 2 and steps == 2:
-        _22(ws, w, i, rows, places, f, n, f, sums)
+        _22(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 2 and steps == 1:
-        _21(ws, w, i, rows, places, f, n, f, sums)
+        _21(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 1 and steps == 4:
-        _14(ws, w, i, rows, places, f, n, f, sums)
+        _14(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 1 and steps == 3:
-        _13(ws, w, i, rows, places, f, n, f, sums)
+        _13(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     elif vectors == 1 and steps == 2:
-        _12(ws, w, i, rows, places, f, n, f, sums)
+        _12(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     else:
-        _11(ws, w, i, rows, places, f, n, f, sums)
+        _11(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
 
 
 @jit
 def _begin(m: Memory, row: Any, block: int, t: int, steps: int, sums: int) -> None:
     """Sums begin with the bias."""
-    size, bias = row[ROWS.vectors] * LANES, row[ROWS.bias]
+    vectors, bias = row[ROWS.vectors], row[ROWS.bias]
+    size = vectors * LANES
+    if bias < 0:
+        fill_vectors(np.float32(0), m.floats, sums, steps * vectors)
+        return
     for s in range(steps):
         b = bias + (m.step + t + s) * row[ROWS.bias_stride] + block * size
-        for j in range(size):
-            m.floats[sums + s * size + j] = m.weights[b + j] if bias >= 0 else np.float32(0)
+        copy_vectors(m.weights, b, m.floats, sums + s * size, vectors)
 
 
 @jit
 def _add_events(m: Memory, row: Any, block: int, p: int, t: int, steps: int, sums: int) -> None:
     """Add to the sums what position p sees in steps t..t + steps."""
-    channels, taps, vectors = row[ROWS.channels], row[ROWS.taps], row[ROWS.vectors]
-    size = vectors * LANES
-    pairs = taps + row[ROWS.positions] + 1
-    w = row[ROWS.weight] + block * row[ROWS.rows] * size
-    lists = t // STEPS_TOGETHER * row[ROWS.x_positions]
-    for k in range(m.indices[taps + p], m.indices[taps + p + 1]):
-        tap, q = m.indices[pairs + 2 * k], m.indices[pairs + 2 * k + 1]
-        n = m.ints[row[ROWS.counts] + lists + q]
-        events = row[ROWS.events] + (lists + q) * channels
-        places = row[ROWS.places] + (lists + q) * channels
-        first = w + tap * channels * size
-        _sum_rows(m, vectors, steps, first, events, places, n, sums)
+    taps = row[ROWS.taps]
+    w = row[ROWS.weight] + block * row[ROWS.rows] * row[ROWS.vectors] * LANES
+    pairs = taps // 2 + (row[ROWS.positions] + 2) // 2
+    begin, end = pairs + m.indices[taps + p], pairs + m.indices[taps + p + 1]
+    _sum_rows(m, row, steps, w, begin, end, t // STEPS_TOGETHER * row[ROWS.x_positions], sums)
 
 
 @jit
 def _count(m: Memory, row: Any, stage: int, block: int, p: int, t: int, steps: int) -> None:
     """Synaptic operations: for every event and step the nonzero weights of its row."""
     channels, taps = row[ROWS.channels], row[ROWS.taps]
-    pairs = taps + row[ROWS.positions] + 1
+    pairs = taps + (row[ROWS.positions] + 2) // 2 * 2
     lists = t // STEPS_TOGETHER * row[ROWS.x_positions]
     for s in range(steps):
         synops = 0
@@ -165,8 +164,10 @@ def _position(m: Memory, row: Any, stage: int, block: int, p: int, sums: int, v:
     across = row[ROWS.blocks] * size
     place = state + p * across + block * size
     if neuron >= 0:
-        for j in range(size):
-            m.floats[v + j] = m.floats[place + j] if m.step else m.weights[neuron + across + block * size + j]
+        if m.step:
+            copy_vectors(m.floats, place, m.floats, v, vectors)
+        else:
+            copy_vectors(m.weights, neuron + across + block * size, m.floats, v, vectors)
     once = row[ROWS.x_steps] == 1 and steps > 1  # the input is the same at every step, and so are the events
     t = 0
     while t < steps:
@@ -180,13 +181,11 @@ def _position(m: Memory, row: Any, stage: int, block: int, p: int, sums: int, v:
             h = sums + k * size
             if once:
                 h = sums + size
-                for j in range(size):
-                    m.floats[h + j] = m.floats[sums + j]
+                copy_vectors(m.floats, sums, m.floats, h, vectors)
             _emit(m, row, block, p, t + k, h, v)
         t += s
     if neuron >= 0 and state >= 0:
-        for j in range(size):
-            m.floats[place + j] = m.floats[v + j]
+        copy_vectors(m.floats, v, m.floats, place, vectors)
 
 
 @jit

@@ -24,8 +24,15 @@ _VECTOR = ir.VectorType(_F32, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    return context.make_array(kind)(context, builder, array).data
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing_context: Any, array: Any, offset: Any) -> Any:
+    """The address of array[offset]: what arrays are to the kernels, since numba counts references to arrays atomically."""
+    signature = types.CPointer(array.dtype)(array, types.int64)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+
+    return signature, code
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
@@ -55,35 +62,44 @@ def _store(builder: Any, pointer: Any, k: int, value: Any) -> None:
     builder.store(value, builder.gep(pointer, [_I64(k)])).align = 4
 
 
-def _summed(builder: Any, sums: Any, vectors: int, start: Any, stop: Any, term: Callable[..., Any]) -> None:
-    """`sums[k] = term(k, j, sums[k])` for j in start..stop, with the sums in registers meanwhile."""
-    before = builder.block
-    head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
-    first = [_load(builder, sums, k) for k in range(vectors)]
-    builder.branch(head)
-    builder.position_at_end(head)
-    j = builder.phi(_I64)
-    j.add_incoming(start, before)
-    held = [builder.phi(_VECTOR) for _ in range(vectors)]
-    for phi, value in zip(held, first, strict=True):
-        phi.add_incoming(value, before)
-    builder.cbranch(builder.icmp_signed("<", j, stop), body, done)
-    builder.position_at_end(body)
-    step = term(j)
-    for k, phi in enumerate(held):
-        phi.add_incoming(step(k, phi), builder.block)
-    j.add_incoming(builder.add(j, _I64(1)), builder.block)
-    builder.branch(head)
-    builder.position_at_end(done)
-    for k, phi in enumerate(held):
-        _store(builder, sums, k, phi)
+class _Loop:
+    """for j in start..stop over vectors that stay in registers: `body(j, held)` gives what they become."""
+
+    def __init__(self, builder: Any, start: Any, stop: Any, held: list[Any]) -> None:
+        before = builder.block
+        self.builder, self.stop = builder, stop
+        self._head, self._body, self._done = (
+            builder.append_basic_block(name) for name in ("head", "body", "done")
+        )
+        builder.branch(self._head)
+        builder.position_at_end(self._head)
+        self.index = builder.phi(_I64)
+        self.index.add_incoming(start, before)
+        self.held = [builder.phi(_VECTOR) for _ in held]
+        for phi, value in zip(self.held, held, strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", self.index, stop), self._body, self._done)
+        builder.position_at_end(self._body)
+
+    def end(self, after: list[Any]) -> list[Any]:
+        """Close the loop; the vectors behind it."""
+        block = self.builder.block
+        for phi, value in zip(self.held, after, strict=True):
+            phi.add_incoming(value, block)
+        self.index.add_incoming(self.builder.add(self.index, _I64(1)), block)
+        self.builder.branch(self._head)
+        self.builder.position_at_end(self._done)
+        return self.held
 
 
 def make_rows_sum(vectors: int, steps: int) -> Any:
-    """sums[16 v s:][:16 v] += sum_j values[places[j] + s] weights[w + rows[j] 16 v:][:16 v] for the steps s.
+    """For the events of every (tap, position) pair the weight rows that they meet, in up to four steps at once:
 
-    A weight row is read once for all steps. Called with (weights, w, rows, first row, first place, values,
-    count, sums, first sum): `rows` holds rows and places; offsets in elements.
+    sums[16 v s:][:16 v] += values[places[q c + j] + s] weights[w + 16 v (tap c + rows[q c + j]):][:16 v]
+
+    for the pairs (tap, q) from `pairs` on, j < counts[q] and the steps s; v `vectors`, c `channels`. A weight row is
+    read once for all steps. Called with (weights, w, tables, pairs, end of pairs, ints, counts, rows, places,
+    channels, values, sums); offsets in elements, `tables` and `ints` int32, the sums lie in `values`.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -91,36 +107,49 @@ def make_rows_sum(vectors: int, steps: int) -> Any:
         typing_context: Any,
         weights: Any,
         w: Any,
+        tables: Any,
+        pairs: Any,
+        end: Any,
+        ints: Any,
+        counts: Any,
         rows: Any,
-        r: Any,
-        p: Any,
+        places: Any,
+        channels: Any,
         values: Any,
-        count: Any,
-        sums: Any,
         s: Any,
     ) -> Any:
-        integer = types.int64
-        signature = types.void(weights, integer, rows, integer, integer, values, integer, sums, integer)
+        n = types.int64
+        signature = types.void(weights, n, tables, n, n, ints, n, n, n, n, values, n)
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            weight_array, w_, row_array, r_, p_, value_array, count_, sum_array, s_ = args
-            weight = builder.gep(_data(context, builder, weights, weight_array), [w_])
-            row_data = _data(context, builder, rows, row_array)
-            row, place = builder.gep(row_data, [r_]), builder.gep(row_data, [p_])
-            value = _data(context, builder, values, value_array)
-            total = _vector_at(builder, _data(context, builder, sums, sum_array), s_)
+            weights_, w_, table, pairs_, end_, integers, counts_, rows_, places_, channels_, value, s_ = args
+            weight = builder.gep(weights_, [w_])
+            count, row, place = (builder.gep(integers, [at]) for at in (counts_, rows_, places_))
+            total = _vector_at(builder, value, s_)
 
-            def term(j: Any) -> Any:
-                index = builder.sext(builder.load(builder.gep(row, [j])), _I64)
+            def integer(base: Any, at: Any) -> Any:
+                return builder.sext(builder.load(builder.gep(base, [at])), _I64)
+
+            def add(j: Any, first: Any, held: list[Any]) -> list[Any]:
+                index = builder.add(integer(row, j), first)
                 base = _vector_at(builder, weight, builder.mul(index, _I64(LANES * vectors)))
-                at = builder.gep(value, [builder.sext(builder.load(builder.gep(place, [j])), _I64)])
+                at = builder.gep(value, [integer(place, j)])
                 factors = [_splat(builder, builder.load(builder.gep(at, [_I64(k)]))) for k in range(steps)]
-                loaded = [_load(builder, base, k) for k in range(vectors)]
-                return lambda k, held: _multiply_add(
-                    builder, loaded[k % vectors], factors[k // vectors], held
-                )
+                after = list(held)
+                for k in range(vectors):  # one weight at a time: 24 sums and 4 factors leave few registers
+                    loaded = _load(builder, base, k)
+                    for i in range(k, vectors * steps, vectors):
+                        after[i] = _multiply_add(builder, loaded, factors[i // vectors], held[i])
+                return after
 
-            _summed(builder, total, vectors * steps, _I64(0), count_, term)
+            seen = _Loop(builder, pairs_, end_, [_load(builder, total, k) for k in range(vectors * steps)])
+            pair = builder.mul(seen.index, _I64(2))
+            tap, q = integer(table, pair), integer(table, builder.add(pair, _I64(1)))
+            first, at = builder.mul(tap, channels_), builder.mul(q, channels_)
+            events = _Loop(builder, at, builder.add(at, integer(count, q)), seen.held)
+            after = seen.end(events.end(add(events.index, first, events.held)))
+            for k, held in enumerate(after):
+                _store(builder, total, k, held)
             return context.get_dummy_value()
 
         return signature, code
@@ -183,13 +212,13 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
                 sum_array,
                 s_,
             ) = args
-            column = builder.gep(_data(context, builder, columns, col_array), [c_])
-            datum = builder.gep(_data(context, builder, data, data_array), [d_])
-            bit = builder.gep(_data(context, builder, bits, bit_array), [b_])
-            total = _vector_at(builder, _data(context, builder, sums, sum_array), s_)
+            column = builder.gep(col_array, [c_])
+            datum = builder.gep(data_array, [d_])
+            bit = builder.gep(bit_array, [b_])
+            total = _vector_at(builder, sum_array, s_)
             zero = ir.Constant(_VECTOR, [0.0] * LANES)
 
-            def term(j: Any) -> Any:
+            def term(j: Any, held: list[Any]) -> list[Any]:
                 if indexed:
                     index = builder.sext(builder.load(builder.gep(column, [j])), _I64)
                     weight = builder.load(builder.gep(datum, [j]))
@@ -199,15 +228,18 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
                 spread = _splat(builder, builder.fmul(weight, scale_))
                 row = builder.gep(bit, [builder.mul(index, stride_)])
 
-                def step(k: int, held: Any) -> Any:
-                    word = 4 * (k // groups) + k % groups
-                    mask = builder.load(builder.gep(row, [_I64(word)]))
+                after = []
+                for k, before in enumerate(held):
+                    mask = builder.load(builder.gep(row, [_I64(4 * (k // groups) + k % groups)]))
                     mask.align = 2
-                    return builder.fadd(held, builder.select(builder.bitcast(mask, _MASK), spread, zero))
+                    after.append(
+                        builder.fadd(before, builder.select(builder.bitcast(mask, _MASK), spread, zero))
+                    )
+                return after
 
-                return step
-
-            _summed(builder, total, steps * groups, _I64(0), count_, term)
+            loop = _Loop(builder, _I64(0), count_, [_load(builder, total, k) for k in range(steps * groups)])
+            for k, held in enumerate(loop.end(term(loop.index, loop.held))):
+                _store(builder, total, k, held)
             return context.get_dummy_value()
 
         return signature, code
@@ -239,11 +271,10 @@ def make_fire(decay_input: bool, divide: bool, soft: bool, spread: bool) -> Any:
         signature = types.void(values, integer, integer, integer, weights, integer, integer, words, integer)
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            value_array, x_, v_, vectors_, weight_array, p_, stride_, word_array, w_ = args
-            value = _data(context, builder, values, value_array)
+            value, x_, v_, vectors_, weight_array, p_, stride_, word_array, w_ = args
             drive, membrane = _vector_at(builder, value, x_), _vector_at(builder, value, v_)
-            parameter = builder.gep(_data(context, builder, weights, weight_array), [p_])
-            word = builder.gep(_data(context, builder, words, word_array), [w_])
+            parameter = builder.gep(weight_array, [p_])
+            word = builder.gep(word_array, [w_])
             places = [builder.gep(parameter, [builder.mul(stride_, _I64(k))]) for k in range(3)]
             shared = [_splat(builder, builder.load(place)) for place in places] if spread else []
             with cgutils.for_range(builder, vectors_) as loop:
@@ -275,6 +306,40 @@ def make_fire(decay_input: bool, divide: bool, soft: bool, spread: bool) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def copy_vectors(typing_context: Any, source: Any, s: Any, target: Any, t: Any, count: Any) -> Any:
+    """target[t:][:16 count] = source[s:][:16 count]."""
+    signature = types.void(source, types.int64, target, types.int64, types.int64)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source_array, s_, target_array, t_, count_ = args
+        origin = _vector_at(builder, source_array, s_)
+        goal = _vector_at(builder, target_array, t_)
+        with cgutils.for_range(builder, count_) as loop:
+            value = builder.load(builder.gep(origin, [loop.index]))
+            value.align = 4
+            builder.store(value, builder.gep(goal, [loop.index])).align = 4
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fill_vectors(typing_context: Any, value: Any, target: Any, t: Any, count: Any) -> Any:
+    """target[t:][:16 count] = value, a float32."""
+    signature = types.void(types.float32, target, types.int64, types.int64)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value_, target_array, t_, count_ = args
+        goal = _vector_at(builder, target_array, t_)
+        spread = _splat(builder, value_)
+        with cgutils.for_range(builder, count_) as loop:
+            builder.store(spread, builder.gep(goal, [loop.index])).align = 4
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def ones(typing_context: Any, word: Any) -> Any:
     """How many bits of a uint64 are set."""
     signature = types.int64(types.uint64)
@@ -302,8 +367,8 @@ def fetch_add(typing_context: Any, array: Any, index: Any, amount: Any) -> Any:
     signature = types.int64(array, types.int64, types.int64)
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.gep(_data(context, builder, array, args[0]), [args[1]])
-        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
+        place = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", place, args[2], "seq_cst")
 
     return signature, code
 
@@ -314,8 +379,8 @@ def atomic_load(typing_context: Any, array: Any, index: Any) -> Any:
     signature = types.int64(array, types.int64)
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.gep(_data(context, builder, array, args[0]), [args[1]])
-        return builder.load_atomic(pointer, "seq_cst", 8)
+        place = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(place, "seq_cst", 8)
 
     return signature, code
 
