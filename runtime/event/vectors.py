@@ -7,7 +7,6 @@ elements, so that nothing is sliced (and no reference counted) in an inner loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
