@@ -1,7 +1,7 @@
 """What numba has no words for, as LLVM: sums of weight rows and of masked weights in vector registers, bits, atomics.
 
-LLVM splits the 16-lane vectors where the machine's are shorter. Arrays are passed whole, with offsets in
-elements, so that nothing is sliced (and no reference counted) in an inner loop.
+LLVM splits the 16-lane vectors where the machine's are shorter. Arrays come as addresses (`pointer`) with offsets in
+elements.
 """
 
 from __future__ import annotations
