@@ -77,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = Spikformer(spikformer_cifar10()).eval()
-    calibrate_batchnorm(net, torch.randn(2, 3, 32, 32), tries=6)
+    calibrate_batchnorm(net, torch.randn(2, 3, 32, 32))
     document = {
         "stdeploy": stdeploy.__version__,
         "torch": torch.__version__,

@@ -39,7 +39,7 @@ def checkpoint(path: Path, seed: int, rate: float = 0.3) -> Spikformer:
     stem = ((4, False), (4, True), (8, True), (8, True))
     config = SpikformerConfig(1, 8, 16, 2, steps=3, stem=stem, tau=1.7, v_reset=-0.1, scale=0.5)
     net = Spikformer(config).eval()
-    calibrate_batchnorm(net, torch.randn(4, 3, 32, 32), rate, tries=6)
+    calibrate_batchnorm(net, torch.randn(4, 3, 32, 32), rate)
     save_checkpoint(path, net)
     return net
 

@@ -141,6 +141,62 @@ def _plain_blocks(changes: dict) -> dict:
     return {"blocks": [{"qk": b.qk, "v": b.v, "mlp": b.mlp} for b in changes.get("blocks", ())]}
 
 
+class _AllNormsFirst(nn.Module):
+    """Three BatchNorms before the first of their neurons, a chain of two, and a sum that comes before its neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 6, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.lifs = nn.ModuleList(LIF() for _ in range(3))
+        self.inner, self.inner_bn = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.outer, self.outer_bn, self.last = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), LIF(1.7, 0.9, 0.1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drives = [bn(conv(x)) for conv, bn in zip(self.convs, self.norms, strict=True)]
+        q, k, v = (lif(d.expand(4, *d.shape)) for lif, d in zip(self.lifs, drives, strict=True))
+        y = (q + k + v).flatten(0, 1)
+        y = self.outer_bn(self.outer(self.inner_bn(self.inner(y)))) + y
+        return self.last(self.pool(y).unflatten(0, (4, -1)))
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.2])
+def test_calibration_meets_the_rate_wherever_a_batchnorm_is_the_neurons_own(rate: float) -> None:
+    torch.manual_seed(0)
+    model = _AllNormsFirst()
+    x = torch.randn(5, 4, 12, 12)
+    rates = calibrate_batchnorm(model, x, rate)
+    assert set(rates) == {"lifs.0", "lifs.1", "lifs.2", "last"}
+    assert rates == firing_rates(model.eval(), x)
+    assert all(abs(found - rate) < 2e-3 for found in rates.values()), rates
+    assert model.inner_bn.bias.abs().max() < 1.5  # between two products: its statistics alone
+
+
+def test_calibration_shifts_a_shared_batchnorm_for_the_first_neuron_only() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.bn = nn.Linear(8, 8), nn.BatchNorm1d(8)
+            self.first, self.second = LIF(), LIF()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(self.bn(self.linear(x)).expand(4, -1, -1))
+            return self.second(self.bn(self.linear(y.flatten(0, 1))).unflatten(0, (4, -1)))
+
+    torch.manual_seed(0)
+    rates = calibrate_batchnorm(Shared(), torch.randn(200, 8), 0.2)
+    assert abs(rates["first"] - 0.2) < 1e-2 and 0 < rates["second"] < 0.95
+
+
+def test_a_batchnorm_that_is_never_called_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), LIF())
+    model.unused = nn.BatchNorm1d(3)
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="never called"):
+        calibrate_batchnorm(model, torch.randn(4, 3))
+
+
 def test_an_image_repeated_over_time_is_the_same_as_its_frames() -> None:
     torch.manual_seed(0)
     model = Spikformer(SMALL).eval()
