@@ -71,6 +71,10 @@ class OwnCount:
         self.engine, self.name = engine, str(engine.name)
         self.synops: Counter[str] = Counter()
 
+    def compile(self) -> None:
+        """See running.compile_first."""
+        self.engine.compile()
+
     def run(self, inputs: Array, forced: Mapping[str, Array] | None = None) -> Execution:
         """See Executor."""
         found: Execution = self.engine.run(inputs, forced)

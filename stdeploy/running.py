@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def executors(artefact: Path, readers: Sequence[str] = ()) -> list[Executor]:
         file = NirFile(artefact)
         return [NirReader(file, name) for name in names]
     return [_executor(artefact, target, name) for name in names]
+
+
+def compile_first(candidates: Sequence[Executor]) -> None:
+    """Have those that compile kernels of their own (the event engine) do it now, not in the first run."""
+    for candidate in candidates:
+        compile_: Callable[[], None] = getattr(candidate, "compile", lambda: None)
+        compile_()
 
 
 def runs_as(artefact: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from stdeploy.graph.file import save_graph
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 pytest.importorskip("numba")
+program = importlib.import_module("stdeploy.runtime.event.program")
+EventSession = importlib.import_module("stdeploy.runtime.event.session").EventSession
 
 GRAPHS = {
     "still": spikformer_graph(steps=5, image=(2, 8, 8), masked=0.5, neurons="mixed", seed=3),
@@ -163,3 +167,28 @@ def test_what_the_user_got_wrong(
     error = capsys.readouterr().err
     assert text in error and "Traceback" not in error
     assert sorted(folder.iterdir()) == before
+
+
+def test_compiling_is_said_where_it_takes_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported("still", "--no-verify")
+    capsys.readouterr()
+    real = EventSession.compile
+    with EventSession("still.sev") as session:
+        real(session)
+        known = list(program.run.signatures)
+        session.run(random_inputs(GRAPHS["still"], 1))
+        assert known and program.run.signatures == known, "nothing was left to compile"
+    assert run(["verify", "still.stg", "still.sev"]) == 0
+    assert "compiling" not in capsys.readouterr().err
+
+    def slow(session: Any) -> None:
+        time.sleep(2.3)
+        real(session)
+
+    monkeypatch.setattr(EventSession, "compile", slow)
+    assert run(["verify", "still.stg", "still.sev"]) == 0
+    assert "compiling the event engine's kernels" in capsys.readouterr().err
+    assert run(["energy", "still.stg", "--artefact", "still.sev", "--data", "still.npz"]) == 0
+    assert "compiling the event engine's kernels" in capsys.readouterr().err

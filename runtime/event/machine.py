@@ -84,6 +84,10 @@ class Machine:
             self.close()
             raise
 
+    def compile(self) -> None:
+        """Have the kernels compiled, or found where an earlier process left them, without running any."""
+        run_stages(self._memory(0, 0, False), self.table, 0, 0, 1)
+
     def keep_tokens(self, stage: int) -> None:
         """Run a Select again with the positions that lie in its buffer instead of its own."""
         self.table[stage, Select().forced] = 1

@@ -81,6 +81,13 @@ class EventSession:
                 ]
             return self._gathered(parts, spikes)
 
+    def compile(self) -> None:
+        """Have the kernels compiled (up to a minute), or found where an earlier process left them; else the first run does."""
+        with self._lock:
+            self._require_open()
+            self._together = self._together or self._machine(self.steps, self.threads)
+            self._together.compile()
+
     def step(self, values: Array | None = None, *, spikes: bool = False) -> Execution:
         """One step of a stream: a frame of the input's shape, without batch and time.
 

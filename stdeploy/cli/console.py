@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ class Talk:
         """A remark that is not part of the result."""
         if not self.quiet:
             self._log.print(Text(text))
+
+    @contextlib.contextmanager
+    def patience(self, text: str, seconds: float = 2.0) -> Iterator[None]:
+        """Log `text` where what is done meanwhile takes longer than `seconds`."""
+        timer = threading.Timer(seconds, self.log, [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def document(self, content: dict[str, Any]) -> None:
         """The JSON form of the result, where --json asks for it."""

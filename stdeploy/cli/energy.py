@@ -263,8 +263,8 @@ def _counted(
     model: str | None,
     **options: Any,
 ) -> Ledger:
-    from stdeploy import accounting, workflow
-    from stdeploy.cli.export import describe
+    from stdeploy import accounting, running, workflow
+    from stdeploy.cli.export import COMPILING, describe
     from stdeploy.data import load_data
     from stdeploy.verify import batch_axis, batch_for
 
@@ -284,6 +284,8 @@ def _counted(
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     describe(talk, source)
     subject = accounting.subject(source, artefact, readers, which)
+    with talk.patience(COMPILING):
+        running.compile_first([subject.executor])
     inputs, _ = load_data(data, source.graph, samples)
     if shard is not None:
         inputs = accounting.shard(inputs, source.graph, shard)

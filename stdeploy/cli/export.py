@@ -30,6 +30,7 @@ Examples:
   stdeploy export weights.pth --model mypackage.models:spikformer --input 3x32x32 --target onnx
   stdeploy export pruned.pt --target graph -o pruned.stg    (then: stdeploy export pruned.stg --target nir)
 """
+COMPILING = "compiling the event engine's kernels, once per machine and version: up to a minute"
 _NOTES = 8
 """Notes of the passes that are printed without -v."""
 
@@ -180,6 +181,8 @@ def verify(
 
     inputs, labels = data
     candidates = running.executors(path, readers)
+    with talk.patience(COMPILING):
+        running.compile_first(candidates)
     start = time.perf_counter()
     with talk.progress(f"verify {path}", inputs.shape[batch_axis(source.graph)]) as progress:
         if any(approximate.approximation_of(c) for c in candidates):
