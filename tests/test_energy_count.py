@@ -552,3 +552,21 @@ def test_event_frames_count_as_integers() -> None:
     assert first.total["synops"] == real.layer("patch_embed.proj0_conv").total["synops"]
     assert with_input_class(graph, "real") is graph
     assert set(spikes_of(graph, graph, spikes)) == set(spikes)
+
+
+def test_a_bias_per_step_on_a_static_input_leaves_its_operations_static() -> None:
+    builder = GraphBuilder(3)
+    x = builder.add(ops.Input((4,), ("channel",)), name="input")
+    weight = np.arange(8, dtype=np.float32).reshape(2, 4)  # one zero
+    y = builder.add(ops.Linear(Weight.dense(weight), np.ones((3, 2), np.float32)), (x,), name="layer")
+    builder.add(ops.Output("y", "TB"), (y,), name="output")
+    (layer,) = count(builder.build(), np.ones((2, 4), np.float32), {}).layers
+    assert layer.time == "static" and [row.total for row in layer.steps["synops"]] == [2 * 7]
+
+
+def test_a_network_without_layers_counts_nothing() -> None:
+    builder = GraphBuilder(2)
+    x = builder.add(ops.Input((3,), ("channel",)), name="input")
+    builder.add(ops.Output("y"), (x,), name="output")
+    ledger = count(builder.build(), np.ones((2, 3), np.float32), {})
+    assert not ledger.layers and ledger.samples == 2

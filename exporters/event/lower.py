@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from stdeploy.exporters.event.attention import matmul
@@ -14,7 +15,7 @@ from stdeploy.exporters.event.moves import concat, constant, cut, flatten, given
 from stdeploy.exporters.event.pools import pool, readout, reduce
 from stdeploy.exporters.event.products import product
 from stdeploy.graph import ops
-from stdeploy.graph.graph import Graph, Node
+from stdeploy.graph.graph import Graph, GraphBuilder, Node, rewrite
 from stdeploy.graph.selection import select_of
 from stdeploy.graph.weight import Array
 
@@ -28,6 +29,7 @@ def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dic
 
     `kernels`: by the name of a Linear or Conv, rows or columns; rows where a product is not named.
     """
+    graph = _biases_apart(graph)
     work = Lowering(Draft(graph), kernels, graph.users(), set(), {})
     for node in graph:
         if node.name not in work.done:
@@ -44,6 +46,23 @@ def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dic
         "outputs": [_output(draft, n) for n in graph.outputs],
     }
     return header, {"weights": draft.floats.array(), "indices": draft.ints.array()}
+
+
+def _biases_apart(graph: Graph) -> Graph:
+    """A product of a static value under a bias per step as a product, which is done once, and a sum."""
+
+    def visit(builder: GraphBuilder, node: Node, inputs: tuple[str, ...]) -> str | None:
+        op = node.op
+        if not isinstance(op, ops.Linear | ops.Conv) or op.bias is None or op.bias.ndim == 1:
+            return None
+        if builder.value(inputs[0]).time != "static":
+            return None
+        product = builder.add(replace(op, bias=None), inputs, name=node.name, source=node.source)
+        value = op.bias.reshape(*op.bias.shape, *([1] * (len(node.value.shape) - 1)))
+        bias = builder.add(ops.Constant(value, node.value.axes, True), name=f"{node.name} bias")
+        return builder.add(ops.Add(), (product, bias), name=f"{node.name} with its bias")
+
+    return rewrite(graph, visit)
 
 
 def _shown(draft: Draft, node: Node) -> dict[str, Any]:

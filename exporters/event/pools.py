@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.exporters.event import pack
 from stdeploy.exporters.event.formats import Layout
 from stdeploy.exporters.event.lowering import Lowering, once
@@ -21,6 +22,11 @@ def pool(work: Lowering, node: Node) -> None:
     x = work.graph[node.inputs[0]]
     layout = work.draft.layout(x.name)
     windows = pack.windows(op, x.value.shape[1:], node.value.shape[1:])
+    if isinstance(op, ops.MaxPool) and layout.planes and not np.all(np.diff(windows.ends)):
+        reason = "a window of spikes holds nothing but padding: its maximum is -inf"
+        raise UnsupportedError(
+            "the engine cannot run the model", [Unsupported(node.source, node.kind, reason)]
+        )
     if isinstance(op, ops.MaxPool) and layout.planes == 1:
         _union(work, node, windows, layout)
         return

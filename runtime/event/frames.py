@@ -199,9 +199,11 @@ def segments(m: Memory, row: Any, stage: int) -> None:
                     total += m.floats[x + m.indices[places + k]]
                 m.floats[y + i] = total / m.weights[row[SEGMENTS.divisor] + i]
             else:
-                best = m.floats[x + m.indices[places + begin]]
-                for k in range(begin + 1, end):
-                    best = max(best, m.floats[x + m.indices[places + k]])
+                best = np.float32(-np.inf)
+                for k in range(begin, end):
+                    value = m.floats[x + m.indices[places + k]]
+                    if value > best or np.isnan(value):  # not a number stays one
+                        best = value
                 m.floats[y + i] = best
 
 

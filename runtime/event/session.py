@@ -113,6 +113,9 @@ class EventSession:
             machine.synops[:] = 0
             for first, last in self._segments(again=array is None):
                 self._observe(machine, first, last, {}, 0, spikes, part, self._seen)
+            if spikes:
+                for name in self.header["selections"]:  # what is not chosen anew still lies there
+                    part.selections.setdefault(name, self._tokens(machine, name))
             self._finish(machine, part)
             self._seen += 1
             return self._gathered([part], spikes)
@@ -253,12 +256,14 @@ class EventSession:
     def _look_at_tokens(
         self, machine: Machine, stage: int, name: str, given: Array | None, part: _Part
     ) -> None:
-        entry = self.header["selections"][name]
-        chosen = machine.array(entry["buffer"])
-        part.selections[name] = chosen.reshape(-1, entry["count"]).astype(np.int64)
+        part.selections[name] = self._tokens(machine, name)
         if given is not None:
-            chosen[:] = given.reshape(-1)
+            machine.array(self.header["selections"][name]["buffer"])[:] = given.reshape(-1)
             machine.keep_tokens(stage)
+
+    def _tokens(self, machine: Machine, name: str) -> Array:
+        entry = self.header["selections"][name]
+        return machine.array(entry["buffer"]).reshape(-1, entry["count"]).astype(np.int64)
 
     def _finish(self, machine: Machine, part: _Part) -> None:
         for out in self.header["outputs"]:

@@ -77,7 +77,8 @@ class Counter:
             by_name[layer.name] = layer.count(signals, reach, by_name)
         counted = list(by_name.values())
         batch = signals.batch
-        self._steps.add(np.stack([counted[i][q][r] for i, q, r in self._rows]))
+        if self._rows:
+            self._steps.add(np.stack([counted[i][q][r] for i, q, r in self._rows]))
         totals = [{q: array.sum(0) for q, array in quantities.items()} for quantities in counted]
         self._totals.add([*totals, network_of(self._layers, totals, batch)])
         self.samples += batch

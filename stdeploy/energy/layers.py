@@ -106,7 +106,7 @@ def _layer(node: Node, graph: Graph) -> Layer | None:
         node.kind,
         node.source,
         role,
-        node.value.time,
+        graph[node.inputs[0]].value.time if role == "synapse" else node.value.time,  # a bias is no operation
         joint_class(graph, node.inputs),
         graph[node.inputs[0]].value.domain.scale,
         constants,
