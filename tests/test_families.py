@@ -1,4 +1,4 @@
-"""Every family through trace, interpreter, passes and both targets; and the README's table of them."""
+"""Every family through trace, interpreter, passes and the targets; and the README's table of them."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_every_neuron_layer_fires(name: str) -> None:
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_spikes_everywhere_as_the_model(name: str) -> None:
-    """In float64 exactly, before and after the passes; the ONNX and NIR files within rounding, or the reasons."""
-    _, traced, interpreter, onnx, nir = row(name)
-    assert (traced, interpreter, onnx) == ("yes", "yes", "yes")
+    """In float64 exactly, before and after the passes; the files of all targets within rounding, or NIR's reasons."""
+    _, traced, interpreter, onnx, nir, event = row(name)
+    assert (traced, interpreter, onnx, event) == ("yes", "yes", "yes", "yes")
     reasons = (
         nir.removeprefix("refused: ").replace("2; readers", "2: readers").split("; ") if nir != "yes" else []
     )

@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("stdeploy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnxscript", "numpy")
+PACKAGES = (
+    "stdeploy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "onnxscript",
+    "numba",
+    "numpy",
+)
 
 BUSY = 0.25
 """Load average per core above which others are at work."""

@@ -48,6 +48,7 @@ _EACH_STEP_ALIKE: tuple[Pass, ...] = (
 PIPELINES: dict[str, tuple[Pass, ...]] = {
     "default": _RUN,
     "onnx": _RUN,
+    "event": _RUN,
     "inspect": (*_FOLD, ConstantChannels("fold"), CommonSubexpressions(), HoistStatic()),
     "nir": _EACH_STEP_ALIKE,
     "lava": _EACH_STEP_ALIKE,

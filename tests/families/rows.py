@@ -1,4 +1,4 @@
-"""One row of the README's table: what a family's model does in the trace, the passes and both targets."""
+"""One row of the README's table: what a family's model does in the trace, the passes and the targets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stdeploy.graph.interpreter import interpret
 from stdeploy.graph.weight import Array
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
+from stdeploy.runtime.event.session import EventSession
 from stdeploy.runtime.nir_readers import NirReader
 from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor
 from stdeploy.trace import TracedModel
@@ -24,7 +25,7 @@ from stdeploy.verify import compare
 from tests.families import FAMILIES, Family
 
 BATCH = 3
-HEAD = ("model", "trace", "interpreter = torch", "ONNX = torch", "NIR = torch")
+HEAD = ("model", "trace", "interpreter = torch", "ONNX = torch", "NIR = torch", "SEV = torch")
 
 
 def inputs(family: Family) -> Array:
@@ -62,11 +63,11 @@ def verified(family: Family, traced: TracedModel, graph: Graph, target: str) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"net.{target}"
         load_target(target).export(graph, path)
-        readers: Sequence[Executor] = (
-            [OnnxRuntimeExecutor(path, spikes=False)]
-            if target == "onnx"
-            else [NirReader(path, name) for name in ("snntorch", "stdeploy")]
-        )
+        readers: Sequence[Executor] = {
+            "onnx": lambda: [OnnxRuntimeExecutor(path, spikes=False)],
+            "nir": lambda: [NirReader(path, name) for name in ("snntorch", "stdeploy")],
+            "event": lambda: [EventSession(path)],
+        }[target]()
         found = []
         for reader in readers:
             report = compare(traced, reader, traced.graph, inputs(family), exported=graph)
@@ -81,9 +82,9 @@ def row(name: str) -> tuple[str, ...]:
     try:
         _, wrong = exact(family)
     except UnsupportedError as error:
-        return (name, f"refused: {_reasons(error.items)}", "", "", "")
+        return (name, f"refused: {_reasons(error.items)}", "", "", "", "")
     cells = [name, "yes", "no" if wrong else "yes"]
-    for target in ("onnx", "nir"):
+    for target in ("onnx", "nir", "event"):
         traced, graph, refused = lowered(family, target)
         if refused:
             cells.append(f"refused: {_reasons(refused)}")
