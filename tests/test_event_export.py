@@ -240,6 +240,9 @@ def test_rates_that_are_none() -> None:
             plan(LOWERED, Options(rates=rates))
     with pytest.raises(UserError, match="no option speed"):
         export(LOWERED, "net.sev", {"speed": 9})
+    for name, value in (("rates", {"head": 0.5}), ("plan", {"head": "rows"}), ("costs", None)):
+        with pytest.raises(UserError, match=f"option {name} is no"):
+            check(LOWERED, {name: value})
 
 
 def test_the_file_says_where_it_comes_from_and_is_the_same_every_time(tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ class Options:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
-        """UserError where an option is unknown."""
-        return cls(**known_options("event", cls, options))
+        """UserError where an option is unknown, or not of its kind."""
+        given = known_options("event", cls, options)
+        for name, kinds in (("rates", Rates | None), ("plan", str | Path | None), ("costs", Costs)):
+            if name in given and not isinstance(given[name], kinds):
+                raise UserError(f"the event target's option {name} is no {given[name]!r}")
+        return cls(**given)
 
 
 @dataclass(frozen=True, eq=False)
