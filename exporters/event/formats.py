@@ -25,7 +25,10 @@ STEPS_BETWEEN: dict[Format, tuple[Format, ...]] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of a value: channels, positions, bit planes (0: it cannot be bits), and whether it has steps."""
+    """Sizes of a value: channels, positions, bit planes (0: it cannot be bits), and whether it has steps.
+
+    What follows a readout is never bits: the units of a mean over a stream's steps are not those of a whole run's.
+    """
 
     channels: int
     positions: int
@@ -40,7 +43,7 @@ class Layout:
         return cls(
             channels=value.shape[0] if value.shape else 1,
             positions=int(np.prod(value.shape[1:], dtype=np.int64)),
-            planes=planes if planes <= MOST_PLANES else 0,
+            planes=planes if planes <= MOST_PLANES and value.time != "final" else 0,
             stepped=value.time == "step",
             unit=value.domain.scale,
         )

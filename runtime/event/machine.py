@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.jit import Memory
 from stdeploy.runtime.event.memory import ALIGNED, Arena, aligned, plan, repeated
 from stdeploy.runtime.event.program import run as run_stages
+from stdeploy.runtime.event.threads import Threads
 
 _KINDS: dict[str, tuple[Any, int]] = {
     "bits": (np.uint64, 8),
@@ -47,8 +46,7 @@ class Machine:
         self.synops = np.zeros(self.stages * steps, np.int64)
         self._control = np.zeros(self.stages + 1, np.int64)
         self._weights, self._indices = _read_only(arrays["weights"]), _read_only(arrays["indices"])
-        self._others: ThreadPoolExecutor | None = None
-        self._process = os.getpid()
+        self._others = Threads(threads - 1)
 
     def array(self, buffer: str) -> Array:
         """A buffer's elements, flat: uint64, float32 or int32."""
@@ -68,13 +66,11 @@ class Machine:
             self.close()
         self._control[:] = 0
         try:
-            helpers = self._helpers()
             shares = [
-                helpers.submit(
+                self._others.submit(
                     run_stages, self._memory(k, step, counting), self.table, first, last, self.threads
                 )
                 for k in range(1, self.threads)
-                if helpers is not None
             ]
             run_stages(self._memory(0, step, counting), self.table, first, last, self.threads)
             for share in shares:
@@ -98,17 +94,7 @@ class Machine:
 
     def close(self) -> None:
         """End the threads; a later run starts new ones."""
-        if self._others is not None and self._process == os.getpid():
-            self._others.shutdown(wait=True)
-        self._others = None
-
-    def _helpers(self) -> ThreadPoolExecutor | None:
-        """The threads beside the caller's own; those of a process that was forked are not in this one."""
-        if self._others is not None and self._process != os.getpid():
-            self._others = None
-        if self._others is None and self.threads > 1:
-            self._others, self._process = ThreadPoolExecutor(self.threads - 1), os.getpid()
-        return self._others
+        self._others.close()
 
     def _memory(self, thread: int, step: int, counting: bool) -> Memory:
         return Memory(

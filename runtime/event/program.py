@@ -30,7 +30,7 @@ from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.rows import rows
 from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way, pointer
 
-PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py", "session.py"}
+PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py", "session.py", "threads.py"}
 """Files that nothing is compiled from."""
 SPINS = 2000
 """Looks at the barrier before a waiting thread offers its core to others."""

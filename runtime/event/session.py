@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from stdeploy.runtime.bench.machine import available_cores
 from stdeploy.runtime.event.bit_arrays import packed, unpacked
 from stdeploy.runtime.event.contract import forced_arrays, frame, samples
 from stdeploy.runtime.event.machine import Machine
+from stdeploy.runtime.event.threads import Threads
 
 
 class EventSession:
@@ -53,7 +54,7 @@ class EventSession:
     def _prepare(self) -> None:
         self._together: Machine | None = None
         self._apart: list[Machine] = []
-        self._shares: ThreadPoolExecutor | None = None
+        self._shares = Threads(self.threads)
         self._stream: Machine | None = None
         self._seen = 0
         self._closed = False
@@ -131,8 +132,7 @@ class EventSession:
             for machine in (self._together, self._stream):
                 if machine is not None:
                     machine.close()
-            if self._shares is not None:
-                self._shares.shutdown()
+            self._shares.close()
             self._prepare()
             self._closed = True
 
@@ -150,6 +150,7 @@ class EventSession:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         stream = state.pop("stream")
+        self.threads = state["threads"]
         self._prepare()
         vars(self).update(state)
         if stream is not None:
@@ -182,7 +183,6 @@ class EventSession:
         """As many samples at a time as there are threads, each with a machine of its own."""
         if not self._apart:
             self._apart = [self._machine(self.steps, 1) for _ in range(self.threads)]
-        self._shares = self._shares or ThreadPoolExecutor(self.threads)
         parts: list[_Part | None] = [None] * len(batch)
         stop = threading.Event()
 

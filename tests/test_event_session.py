@@ -1,0 +1,425 @@
+"""Sessions of the event engine under hostile use: odd inputs, interrupts, forks, copies, threads, machines without caches."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stdeploy.errors import UnsupportedError, UserError
+from stdeploy.exporters.event.container import Sev
+from stdeploy.exporters.event.lower import lower
+from stdeploy.graph import Graph, GraphBuilder, Weight, ops, validate
+from stdeploy.graph.interpreter import interpret
+from stdeploy.graph.value import count
+from stdeploy.graph.weight import Array
+from stdeploy.runtime.event import machine as machine_module
+from stdeploy.runtime.event import program
+from stdeploy.runtime.event.session import EventSession
+from tests.event import KERNELS, frames_of, kernels, same, session
+from tests.graphs import random_inputs, spikformer_graph
+from tests.test_select import pruned
+
+AXES = ("channel", "y", "x")
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Graph, Array]:
+    graph = spikformer_graph(steps=5, layout="TB", neurons="mixed")
+    return graph, random_inputs(graph, 4)
+
+
+def chain(shape: tuple[int, ...], *parts: ops.Op, steps: int = 3, layout: Any = "TB") -> Graph:
+    """Operators one behind another."""
+    builder = GraphBuilder(steps)
+    name = builder.add(ops.Input(shape, AXES[: len(shape)], layout), name="input")
+    for i, op in enumerate(parts):
+        name = builder.add(op, (name,), name=f"n{i}")
+    time_ = builder.value(name).time
+    builder.add(ops.Output("y", "TB" if time_ == "step" else "B"), (name,), name="output")
+    return validate(builder.build())
+
+
+def lif(threshold: float = 0.7, tau: float | None = 1.7, rest: float | None = -0.1) -> ops.Neuron:
+    return ops.Neuron(
+        None if tau is None else np.float32(tau),
+        np.float32(threshold),
+        None if rest is None else np.float32(rest),
+    )
+
+
+def linear(out: int, inp: int, seed: int = 0, scale: float = 1.0) -> ops.Linear:
+    rng = np.random.default_rng(seed)
+    weight = (scale * rng.integers(-8, 9, (out, inp)) / 8).astype(np.float32)
+    return ops.Linear(Weight.dense(weight), rng.integers(-4, 9, out).astype(np.float32) / 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (lambda x: x[:, :, :1], "the model takes 5xBx2x12x12"),
+        (lambda x: x[0], "the model takes 5xBx2x12x12"),
+        (lambda x: x.astype(complex), "complex128, not numbers"),
+        (lambda x: x.astype(object), "object, not numbers"),
+        (lambda x: "image.png", "not numbers"),
+        (lambda x: None, "not numbers"),
+    ],
+)
+def test_inputs_that_do_not_fit(net: tuple[Graph, Array], given: Callable[[Array], Any], text: str) -> None:
+    graph, x = net
+    with session(graph) as engine, pytest.raises(UserError, match=text):
+        engine.run(given(x))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        np.asfortranarray,
+        lambda x: x[::1, ::-1][:, ::-1],
+        lambda x: x.astype("f8"),
+        lambda x: x.astype(">f4"),
+        lambda x: x.tolist(),
+    ],
+)
+def test_any_memory_layout_of_the_inputs_is_the_same(
+    net: tuple[Graph, Array], convert: Callable[[Array], Any]
+) -> None:
+    graph, x = net
+    with session(graph) as engine:
+        same(engine.run(x), engine.run(convert(x)))
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_an_empty_batch_has_empty_outputs(kind: str) -> None:
+    graph = pruned()
+    x = random_inputs(graph, 1)
+    with session(graph, kind, 2, counting=True) as engine:
+        one, none = engine.run(x), engine.run(x[:, :0])
+        assert none.outputs.keys() == one.outputs.keys() and none.selections.keys() == one.selections.keys()
+        for label, array in one.outputs.items():
+            assert none.outputs[label].shape == (array.shape[0], 0, *array.shape[2:])
+        for name, array in {**one.spikes, **one.selections}.items():
+            other = {**none.spikes, **none.selections}[name]
+            assert other.shape == (array.shape[0], 0, *array.shape[2:]) and other.dtype == array.dtype
+        assert all(counts.shape[0] == 0 for counts in engine.synops.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("nobody", lambda s: s, "does not have: nobody"),
+        ("head", lambda s: s, "does not have: head"),
+        ("mlp", lambda s: s[:4], "have shape"),
+        ("mlp", lambda s: s[:, :3], "have shape"),
+        ("mlp", lambda s: s[:, :, :-1], "have shape"),
+        ("mlp", lambda s: np.float32(1), "have shape"),
+    ],
+)
+def test_forced_spikes_that_do_not_fit(
+    net: tuple[Graph, Array], name: str, change: Callable[[Array], Any], text: str
+) -> None:
+    graph, x = net
+    with session(graph) as engine:
+        node = "block.0.mlp.fc1_lif"
+        spikes = engine.run(x).spikes[node]
+        with pytest.raises(UserError, match=text):
+            engine.run(x, {node if name == "mlp" else name: change(spikes)})
+        same(engine.run(x), engine.run(x, {node: spikes}))
+        same(engine.run(x, {node: spikes[:, :1]}), engine.run(x, {node: np.repeat(spikes[:, :1], 4, axis=1)}))
+
+
+def test_forced_tokens_are_held_against_the_tokens_that_there_are() -> None:
+    graph = pruned()
+    x = random_inputs(graph)
+    with session(graph) as engine:
+        free = engine.run(x)
+        (name, chosen), *_ = free.selections.items()
+        forced = engine.run(x, {name: np.roll(chosen, 1, axis=1)})
+        wanted = interpret(graph, x, dtype=np.float32, forced={name: np.roll(chosen, 1, axis=1)})
+        np.testing.assert_array_equal(forced.selections[name], chosen)
+        for label, output in wanted.outputs.items():
+            np.testing.assert_allclose(forced.outputs[label], output, rtol=1e-5, atol=1e-5)
+        for wrong in (chosen + 1000, chosen - 1000, chosen[:, :, :-1], chosen[:, :2], chosen.astype(float)):
+            with pytest.raises(UserError, match=f"forced positions of {name}"):
+                engine.run(x, {name: wrong})
+        same(engine.run(x), free)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_values_that_are_no_numbers_stay_with_their_sample(kind: str) -> None:
+    graph = chain(
+        (5, 3, 4), linear(17, 5), lif(), linear(4, 17, 1), lif(), ops.MaxPool((2, 2), (2, 2), (0, 0), (1, 1))
+    )
+    x = random_inputs(graph, 3)
+    with session(graph, kind) as engine:
+        clean = engine.run(x)
+        for value in (np.nan, np.inf, -np.inf, 3e38, -0.0, 1e-45):
+            dirty = x.copy()
+            dirty[:, 1] = value
+            found = engine.run(dirty)
+            same(found, engine.run(dirty))
+            with np.errstate(all="ignore"):
+                wanted = interpret(graph, dirty, dtype=np.float32)
+            for name, spikes in found.spikes.items():
+                np.testing.assert_array_equal(spikes[:, ::2], clean.spikes[name][:, ::2])
+                steps = (
+                    slice(None) if abs(value) < 1 or np.isnan(value) else 0
+                )  # then the interpreter's 0 x inf
+                np.testing.assert_array_equal(
+                    spikes[steps], wanted.spikes[name][steps], err_msg=f"{name}: {value}"
+                )
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(
+    ("shape", "out"),
+    [((1,), 1), ((1, 1), 65), ((65, 63), 1), ((3, 65), 129), ((64, 64), 64), ((2, 4097), 2), ((97, 2), 97)],
+)
+@pytest.mark.parametrize("threshold", [-0.3, 0.0, 0.7])
+def test_sizes_about_a_word_and_thresholds_that_fire_without_input(
+    shape: tuple[int, ...], out: int, kind: str, threshold: float
+) -> None:
+    """Bits beyond the channels and the positions stay 0: they would be events of the next product."""
+    parts = (
+        lif(threshold),
+        linear(out, shape[0]),
+        lif(threshold, None, None),
+        linear(3, out, 1),
+        lif(threshold, 2.0),
+    )
+    graph = chain(shape, *parts)
+    x = random_inputs(graph, 2)
+    wanted = interpret(graph, x, dtype=np.float32)
+    with session(graph, kind, counting=True) as engine:
+        found = engine.run(x)
+        for name, spikes in wanted.spikes.items():
+            np.testing.assert_array_equal(found.spikes[name], spikes, err_msg=name)
+        np.testing.assert_array_equal(found.outputs["y"], wanted.outputs["y"])
+        assert engine.synops["n1"].sum() == np.count_nonzero(
+            parts[1].weight.array() != 0, axis=0
+        ) @ wanted.spikes[  # type: ignore[union-attr]
+            "n0"
+        ].reshape(3, 2, shape[0], -1).sum(axis=(0, 1, 3))
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_weights_that_are_all_zero(kind: str) -> None:
+    nothing = ops.Linear(Weight.dense(np.zeros((3, 4), np.float32)), None)
+    graph = chain(
+        (4, 5), lif(), nothing, lif(0.5), ops.Linear(Weight.dense(np.zeros((2, 3), np.float32)), None)
+    )
+    with session(graph, kind, counting=True) as engine:
+        found = engine.run(random_inputs(graph))
+        assert found.spikes["n0"].any() and not found.spikes["n2"].any() and not found.outputs["y"].any()
+        assert not any(counts.any() for counts in engine.synops.values())
+
+
+@pytest.mark.parametrize("layout", ["B", "TB"])
+def test_networks_without_neurons(layout: Any) -> None:
+    graph = chain((4, 5), linear(3, 4), ops.Scale(0.5), layout=layout)
+    x = np.round(8 * random_inputs(graph)) / 8
+    with session(graph) as engine:
+        np.testing.assert_array_equal(
+            engine.run(x).outputs["y"], interpret(graph, x, dtype=np.float32).outputs["y"]
+        )
+        assert engine.run(x).spikes == {}
+        engine.step(frames_of(engine, np.take(x, [0], axis=1 if layout == "TB" else 0))[0])
+        if layout == "TB":
+            with pytest.raises(UserError, match="needs a frame"):
+                engine.step()
+
+
+def test_inputs_that_count_are_held_against_their_domain() -> None:
+    builder = GraphBuilder(2)
+    x = builder.add(ops.Input((3,), ("channel",), "TB", count(0.5, 4)), name="input")
+    y = builder.add(linear(2, 3), (x,), name="fc")
+    builder.add(ops.Output("y", "TB"), (y,), name="output")
+    graph = builder.build()
+    counts = np.random.default_rng(0).integers(0, 5, (2, 3, 3)) / 2
+    for kind in KERNELS:
+        with session(graph, kind) as engine:
+            np.testing.assert_array_equal(
+                engine.run(counts).outputs["y"], interpret(graph, counts).outputs["y"]
+            )
+            for wrong in (-0.5, 0.25, 2.5, np.nan):
+                with pytest.raises(UserError, match="other values than"):
+                    engine.run(np.where(counts == counts.max(), wrong, counts))
+
+
+def test_a_window_of_nothing_but_padding_is_refused_over_spikes() -> None:
+    pool = ops.MaxPool((2,), (1,), (1,), (2,))
+    with pytest.raises(UnsupportedError, match="cannot run") as caught:
+        session(chain((2, 1), lif(), pool))
+    assert "nothing but padding" in str(caught.value.items[0])
+
+
+def test_streams_go_past_the_last_step_but_not_past_its_parameters(net: tuple[Graph, Array]) -> None:
+    graph, x = net
+    longer = spikformer_graph(steps=5, layout="TB", neurons="mixed")
+    with session(graph) as engine:
+        for values in np.concatenate([x, x])[:, 0]:
+            outputs = engine.step(values).outputs["output"]
+        assert outputs.shape == (1, 5)
+        mean = session(_with_steps(longer, 10))
+        np.testing.assert_array_equal(mean.run(np.concatenate([x, x])[:, :1]).outputs["output"], outputs)
+        with pytest.raises(UserError, match="the model takes"):
+            engine.step(x[0])
+    timed = ops.Linear(Weight.dense(np.eye(2, dtype=np.float32)), np.ones((3, 2), np.float32))
+    with session(chain((2,), timed)) as engine:
+        for _ in range(3):
+            engine.step(np.ones(2))
+        with pytest.raises(UserError, match="parameters for 3 steps"):
+            engine.step(np.ones(2))
+        engine.reset()
+        engine.step(np.ones(2))
+
+
+def _with_steps(graph: Graph, steps: int) -> Graph:
+    builder = GraphBuilder(steps, graph.metadata)
+    for node in graph:
+        builder.add(node.op, node.inputs, name=node.name, source=node.source)
+    return builder.build()
+
+
+def test_sessions_in_several_threads_and_one_session_in_several(net: tuple[Graph, Array]) -> None:
+    graph, x = net
+    with session(graph, "mixed", 2) as shared:
+        wanted = shared.run(x)
+
+        def work(k: int) -> None:
+            with session(graph, "mixed", 2) as own:
+                for engine in (own, shared):
+                    same(engine.run(x), wanted)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(8)))
+
+
+def test_a_batch_does_not_disturb_a_stream_nor_a_copy_the_first(net: tuple[Graph, Array]) -> None:
+    graph, x = net
+    with session(graph, threads=2) as engine:
+        wanted = engine.run(x[:, :1])
+        engine.step(x[0, 0])
+        engine.run(x[::-1])
+        engine.step(x[1, 0])
+        for made in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine)), engine):
+            for t in range(2, 5):
+                last = made.step(x[t, 0])
+            np.testing.assert_array_equal(last.outputs["output"], wanted.outputs["output"])
+            same(made.run(x[:, :1]), wanted)
+
+
+def test_closed_sessions_say_so_and_end_their_threads(net: tuple[Graph, Array]) -> None:
+    graph, x = net
+    before = threading.active_count()
+    engine = session(graph, threads=3)
+    engine.run(x)
+    engine.step(x[0, 0])
+    assert threading.active_count() > before
+    engine.close()
+    engine.close()
+    assert threading.active_count() == before
+    for call in (lambda: engine.run(x), lambda: engine.step(x[0, 0])):
+        with pytest.raises(UserError, match="closed"):
+            call()
+    assert pickle.loads(pickle.dumps(engine))._closed
+    session(graph, threads=3).run(x)  # never closed, but not kept either
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_interrupt_leaves_a_session_that_runs(
+    net: tuple[Graph, Array], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one between the start of two threads: those that wait at the barrier are let go."""
+    graph, x = net
+    with session(graph, threads=2) as engine:
+        wanted = engine.run(x[:, :batch])
+        real, calls = machine_module.run_stages, []
+
+        def interrupted(memory: Any, *rest: Any) -> int:
+            calls.append(1)
+            if len(calls) > 3 and threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            if batch > 1 and len(calls) > 3:
+                raise KeyboardInterrupt
+            return int(real(memory, *rest))
+
+        monkeypatch.setattr(machine_module, "run_stages", interrupted)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                engine.run(x[:, :batch])
+        monkeypatch.undo()
+        same(engine.run(x[:, :batch]), wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own(net: tuple[Graph, Array]) -> None:
+    graph, x = net
+    with session(graph, threads=2) as engine:
+        wanted = engine.run(x[:, :3])
+        engine.step(x[0, 0])
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(60)
+            status = 1
+            try:
+                same(engine.run(x[:, :3]), wanted)
+                engine.step(x[1, 0])
+                engine.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        same(engine.run(x[:, :3]), wanted)
+
+
+def test_threads_that_cannot_be(net: tuple[Graph, Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, _ = net
+    with pytest.raises(UserError, match="0 threads"):
+        session(graph, threads=0)
+    file = Sev(*lower(graph, kernels(graph, "rows")))
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert EventSession(file).threads == 5 and "5 threads" in EventSession(file).name
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(UserError, match="little-endian"):
+        EventSession(file)
+
+
+def test_the_program_is_compiled_once_for_all_of_this(net: tuple[Graph, Array], tmp_path: Path) -> None:
+    """Arrays in memory and mapped ones are of one type."""
+    graph, x = net
+    Sev(*lower(graph, kernels(graph, "rows"))).write(tmp_path / "net.sev")
+    with EventSession(tmp_path / "net.sev", 1) as mapped, session(graph) as engine:
+        same(mapped.run(x), engine.run(x))
+    assert len(program.run.signatures) == 1
+
+
+def test_the_engine_runs_where_numba_may_write_nowhere(tmp_path: Path) -> None:
+    code = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+from stdeploy.runtime.event import program
+assert not program.run.signatures and type(program.run._cache).__name__ == 'NullCache'
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
