@@ -40,6 +40,7 @@ bench: $(BIN)/.ok .venv-lava/.ok
 	$(BIN)/python benchmarks/energy_overhead.py
 	$(BIN)/python benchmarks/lava_encoder.py
 	$(BIN)/python benchmarks/nir_paper_scale.py
+	$(BIN)/python -m benchmarks.event_engine --networks out/networks
 	$(BIN)/python -m benchmarks.tables
 
 lint: $(BIN)/.ok

@@ -68,10 +68,38 @@ def export(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def event(document: dict[str, Any]) -> str:
+    """The event engine beside the other candidates, network by network."""
+    lines = [
+        "| network | M SynOps | torch, ms | onnxruntime | OpenVINO | event | best other / event | batch 8 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for net in sorted(document["nets"], key=lambda n: (n["method"] == "dsp", n["sparsity"])):
+        points = {point["batch"]: point for point in net["against"] or ()}
+        if not points:
+            continue
+        ms = points[1]["ms"]
+        times = [_ms(ms.get(name)) for name in ("dynamo", "onnx", "openvino", "event")]
+        ratios = [
+            _ratio(points[batch]["best_other / event"]) if batch in points else ""  # the three main networks
+            for batch in (1, 8)
+        ]
+        cells = [_named(net), f"{net['synops'] / 1e6:.0f}", *times, *ratios]
+        lines.append(f"| {' | '.join(cells)} |")
+    report = next(iter(document["reports"].values()))
+    return "\n".join([*lines, "", _machine(report, ("torch", "onnxruntime", "openvino", "numba"))])
+
+
+def _named(net: dict[str, Any]) -> str:
+    method = f"{net['method'].upper()} {round(100 * net['sparsity'])}%" if net["method"] else "dense"
+    return f"{method} (4-48-153)" if method == "DSP 90%" else method
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "latency": ("latency.json", latency),
     "dsp": ("latency.json", dsp),
     "export": ("export_onnx.json", export),
+    "event": ("event_engine.json", event),
 }
 """Table name to the file that it is made from, and how."""
 
@@ -103,16 +131,14 @@ def _spread(values: dict[str, float]) -> str:
     return f"{values['median']:.2f} [{values['lowest']:.2f}, {values['highest']:.2f}]"
 
 
-def _machine(report: dict[str, Any]) -> str:
+def _machine(report: dict[str, Any], packages: tuple[str, ...] = ("torch", "onnxruntime")) -> str:
     """One line on what the numbers belong to."""
     machine, plan = report["machine"], report["plan"]
     rows = [row for point in report["points"] for row in point["candidates"] if row["calls"]]
     calls = [row["calls"] for row in rows]
     threads = ", ".join(map(str, plan["threads"]))
     software = ", ".join(
-        f"{name} {machine['packages'][name]}"
-        for name in ("torch", "onnxruntime")
-        if name in machine["packages"]
+        f"{name} {machine['packages'][name]}" for name in packages if name in machine["packages"]
     )
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {threads} threads, load {machine['load']} before; "

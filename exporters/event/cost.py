@@ -35,16 +35,17 @@ class Costs:
     `row_add`: a weight of a row added to one step's sum. `row_output`: an output begun with its bias, fired and written.
     `row_visit`: a position looking at one input position of its window. `column_add`: a nonzero weight added at
     one position and bit plane. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied
-    when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of the 29
-    Linear and Conv with spikes or counts in Spikformer-4-384-1536: dense, L1P 90 % and DSP 90 %, mean rate 8 %.
+    when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear
+    and Conv of Spikformer-4-384-1536, dense, L1P 90 % and DSP 90 %, at a mean rate of 8 %
+    (benchmarks/results/event_costs.json).
     """
 
-    row_add: float = 1.5e-11
-    row_output: float = 2.1e-9
-    row_visit: float = 1.4e-8
-    column_add: float = 1.6e-11
-    column_output: float = 6.9e-10
-    column_run: float = 5.1e-8
+    row_add: float = 1.1e-11
+    row_output: float = 2.9e-10
+    row_visit: float = 0.0
+    column_add: float = 1.7e-11
+    column_output: float = 2.6e-10
+    column_run: float = 3.3e-9
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
