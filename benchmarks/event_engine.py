@@ -272,7 +272,7 @@ def main() -> int:
     parser.add_argument("--networks", type=Path, help="folder that keeps the calibrated networks")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="timed seconds of each candidate and batch"
+        "--seconds", type=float, default=2.0, help="timed seconds of each candidate and batch"
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--no-cold", action="store_true", help="leave out the first call without a cache")

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.networks import pictures
 from stdeploy import workflow
+from stdeploy.exporters.event.cost import layers_of
 from stdeploy.exporters.event.lower import KERNELS, lower
 from stdeploy.graph import Graph, ops
 from stdeploy.graph.weight import Array
@@ -89,7 +90,7 @@ def _connections(graph: Graph, nodes: list[str]) -> int:
 
 def products(graph: Graph) -> list[str]:
     """Names of the nodes that have a kernel."""
-    return [node.name for node in graph if isinstance(node.op, ops.Linear | ops.Conv)]
+    return [node.name for node in layers_of(graph)]
 
 
 def faster_kernels(graph: Graph, image: Array, rounds: int = 5) -> dict[str, str]:
