@@ -146,6 +146,30 @@ def test_counts_are_added_bit_by_bit(words: int, steps: int, xp: int, yp: int, s
     np.testing.assert_array_equal(found, planes(a + b, zp))
 
 
+@SOME
+@given(
+    SIZES,
+    SIZES,
+    STEPS,
+    st.integers(1, 3),
+    st.integers(0, 99),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_gate(c: int, p: int, steps: int, planes: int, seed: int, spread: list[bool]) -> None:
+    shapes = [(steps, 1 if spread[i] else c, 1 if spread[i + 1] else p) for i in (0, 2)]
+    wide = (steps, *(max(a, b) for a, b in zip(shapes[0][1:], shapes[1][1:], strict=True)))
+    a, b = counts(seed, planes, *shapes[0]), counts(seed + 1, 1, *shapes[1])
+    arrays = {"x": bits(a, planes, "channel bits"), "y": bits(b, 1, "channel bits")}
+    wanted = bits(np.broadcast_to(a * b, wide), planes, "channel bits")
+    stage = OneStage(steps)
+    for name, array in {**arrays, "z": wanted}.items():
+        stage.buffer(name, "bits", array.size // steps)
+    fields = {"x_planes": planes, "y_planes": 1, "channels": wide[1], "positions": wide[2]}
+    for name, shape in zip("xy", shapes, strict=True):
+        fields |= {f"{name}_channels": shape[1], f"{name}_positions": shape[2]}
+    np.testing.assert_array_equal(stage.run("Gate", arrays, "z", 2, **fields), wanted)
+
+
 @st.composite
 def sliding(draw: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
     """A convolution or pool of one or two axes, the shape it slides over and the one it makes."""

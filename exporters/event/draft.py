@@ -13,7 +13,7 @@ from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.weight import Array
 
-COUNTED = {"Rows", "Columns", "Tokens", "Pairs", "Product"}
+COUNTED = {"Rows", "Columns", "Tokens", "Pairs", "Product", "Gate"}
 """Stages that do synaptic operations; products of elements (Elementwise) do too."""
 ALIGNED = 16
 """Elements: places in the arrays are multiples of 64 bytes."""
@@ -97,7 +97,7 @@ class Draft:
     ) -> None:
         """Append a stage."""
         counted = op in COUNTED or (op == "Elementwise" and fields["multiply"])
-        stepped = steps.get("x_steps", steps.get("steps"))
+        stepped = steps["x_steps"] if op in ("Rows", "Columns") else steps.get("steps")
         self.stages.append(
             {
                 "op": op,

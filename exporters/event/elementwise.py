@@ -70,8 +70,30 @@ def _add_counts(work: Lowering, node: Node, a: Layout, b: Layout, out: Layout) -
 
 
 def gate(work: Lowering, node: Node) -> None:
-    """Mul."""
-    elementwise(work, node, multiply=True)
+    """Mul: of spikes and counts that lie there as bits bit by bit, anything else in floats."""
+    draft, (x, y) = work.draft, node.inputs
+    a, b, out = draft.layout(x), draft.layout(y), draft.layout(node.name)
+    bits = all(any(form.endswith("bits") for form in draft.held[name]) for name in (x, y))
+    spread = all(_spreads(work.graph[name].value.shape, node.value.shape) for name in (x, y))
+    if not (bits and spread and min(a.planes, b.planes) == 1 and out.planes == max(a.planes, b.planes)):
+        elementwise(work, node, multiply=True)
+        return
+    places = {"x": draft.need(x, "channel bits"), "y": draft.need(y, "channel bits")}
+    places["z"] = draft.hold(node, "channel bits")
+    fields = {"channels": out.channels, "positions": out.positions}
+    for side, layout in (("x", a), ("y", b)):
+        fields |= {
+            f"{side}_planes": layout.planes,
+            f"{side}_channels": layout.channels,
+            f"{side}_positions": layout.positions,
+        }
+    steps = {"x_steps": a.stepped, "y_steps": b.stepped, "steps": out.stepped}
+    draft.stage("Gate", [node.name], places, fields, steps, once=once(node))
+
+
+def _spreads(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a shape is the wanted one, or has one channel or one position for all."""
+    return shape[:1] in ((1,), wanted[:1]) and (shape[1:] == wanted[1:] or set(shape[1:]) <= {1})
 
 
 def elementwise(work: Lowering, node: Node, multiply: bool) -> None:

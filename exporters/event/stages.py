@@ -192,6 +192,25 @@ class AddCounts(NamedTuple):
     steps: int = 8
 
 
+class Gate(NamedTuple):
+    """z = x y, bits by channels, one of them spikes; an operand of one channel or one position is spread."""
+
+    x: int = 1
+    x_planes: int = 2
+    x_steps: int = 3
+    x_channels: int = 4
+    x_positions: int = 5
+    y: int = 6
+    y_planes: int = 7
+    y_steps: int = 8
+    y_channels: int = 9
+    y_positions: int = 10
+    z: int = 11
+    steps: int = 12
+    channels: int = 13
+    positions: int = 14
+
+
 class CopyRows(NamedTuple):
     """`length` words a step, from word `first` of each of x's planes to word `to` of y's; planes are so many words apart."""
 
@@ -404,6 +423,7 @@ STAGES: tuple[type[tuple[int, ...]], ...] = (
     Unfold,
     Union,
     AddCounts,
+    Gate,
     CopyRows,
     Tokens,
     Pairs,

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import AddCounts, CopyRows, Pack, Turn, Unfold, Union, Unpack
+from stdeploy.exporters.event.stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import fetch_add, lowest
+from stdeploy.runtime.event.vectors import fetch_add, lowest, ones
 
 TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
-ADD, COPY = AddCounts(), CopyRows()
+ADD, COPY, GATE = AddCounts(), CopyRows(), Gate()
 WORD = 64
 CHUNK = 512
 """Words that a thread takes at a time where any division will do."""
@@ -208,6 +208,49 @@ def add_counts(m: Memory, row: Any, stage: int) -> None:
                 b = m.words[row[ADD.y] + k * words + j] if k < row[ADD.y_planes] else np.uint64(0)
                 m.words[row[ADD.z] + k * words + j] = a ^ b ^ carry
                 carry = (a & b) | (carry & (a ^ b))
+
+
+@jit
+def _spread(
+    m: Memory, x: int, k: int, channels: int, positions: int, steps: int, c: int, w: int, t: int, all_: int
+) -> Any:
+    """Word w of channel c in plane k at step t of an operand that may have one channel, position or step for all."""
+    words = (positions + WORD - 1) // WORD
+    c, w, t = c if channels > 1 else 0, w if words > 1 else 0, t if steps > 1 else 0
+    word = m.words[x + ((k * channels + c) * words + w) * steps + t]
+    if positions == 1 and all_ > 1:
+        return _ALL if word else np.uint64(0)
+    return word
+
+
+@jit
+def gate(m: Memory, row: Any, stage: int) -> None:
+    """One thread's share of a `gate` stage: spikes mask counts, bit plane by bit plane (stages.Gate)."""
+    steps, channels, positions = row[GATE.steps], row[GATE.channels], row[GATE.positions]
+    words = (positions + WORD - 1) // WORD
+    planes = max(row[GATE.x_planes], row[GATE.y_planes])
+    xc, xp, xs = row[GATE.x_channels], row[GATE.x_positions], row[GATE.x_steps]
+    yc, yp, ys = row[GATE.y_channels], row[GATE.y_positions], row[GATE.y_steps]
+    while True:
+        c = fetch_add(m.control, stage + 1, 1)
+        if c >= channels:
+            break
+        for t in range(steps):
+            synops = 0
+            for w in range(words):
+                active = np.uint64(0)
+                for k in range(planes):
+                    a = _spread(
+                        m, row[GATE.x], k if row[GATE.x_planes] > 1 else 0, xc, xp, xs, c, w, t, positions
+                    )
+                    b = _spread(
+                        m, row[GATE.y], k if row[GATE.y_planes] > 1 else 0, yc, yp, ys, c, w, t, positions
+                    )
+                    m.words[row[GATE.z] + ((k * channels + c) * words + w) * steps + t] = a & b
+                    active |= a & b
+                synops += ones(active)
+            if m.counting:
+                fetch_add(m.synops, stage * m.steps + t, synops)
 
 
 @jit

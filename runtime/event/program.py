@@ -11,7 +11,7 @@ import numba
 from stdeploy.exporters.event import stages
 from stdeploy.exporters.event.stages import NUMBER, WIDTH
 from stdeploy.runtime.event.attention import pairs, product, tokens
-from stdeploy.runtime.event.bits import add_counts, copy_rows, pack, turn, unfold, union, unpack
+from stdeploy.runtime.event.bits import add_counts, copy_rows, gate, pack, turn, unfold, union, unpack
 from stdeploy.runtime.event.columns import columns
 from stdeploy.runtime.event.events import events
 from stdeploy.runtime.event.frames import (
@@ -47,6 +47,7 @@ _ADD, _COPY, _TOKENS, _PAIRS = NUMBER["AddCounts"], NUMBER["CopyRows"], NUMBER["
 _FIRE, _FIRE_P, _ELEMENT = NUMBER["Fire"], NUMBER["FirePositions"], NUMBER["Elementwise"]
 _AFFINE, _GATHER, _SEGMENTS = NUMBER["Affine"], NUMBER["Gather"], NUMBER["Segments"]
 _PRODUCT, _SELECT, _READOUT = NUMBER["Product"], NUMBER["Select"], NUMBER["Readout"]
+_GATE = NUMBER["Gate"]
 
 
 @jit
@@ -72,6 +73,8 @@ def _share(m: Memory, row: Any, stage: int) -> None:
         union(m, row, stage)
     elif kind == _ADD:
         add_counts(m, row, stage)
+    elif kind == _GATE:
+        gate(m, row, stage)
     elif kind == _COPY:
         copy_rows(m, row, stage)
     elif kind == _TOKENS:
