@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stdeploy.errors import UserError
 from stdeploy.exporters.event.draft import Blob, Draft
 from stdeploy.exporters.event.formats import STEPS_BETWEEN, Format, route
 from stdeploy.exporters.event.lower import lower
@@ -353,6 +354,12 @@ def test_state_and_scratch_lie_behind_the_buffers() -> None:
         for first, last in sorted(places):
             assert at <= first and last <= arena.scratch
             at = last
+
+
+def test_an_arena_beyond_the_places_that_lists_can_hold_is_refused() -> None:
+    header, _ = lower(spikformer_graph(layout="TB"), {})
+    with pytest.raises(UserError, match="GiB for 10000000 steps"):
+        plan(header, 10_000_000, 1, stateful=False)
 
 
 @given(st.integers(1, 3000))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stdeploy.errors import UserError
 from stdeploy.exporters.event.stages import NUMBER, STAGES, STEPS_TOGETHER, WIDTH
 from stdeploy.graph.weight import Array
 
@@ -16,6 +17,8 @@ ALIGNED = 64
 LEAST_SCRATCH = 512
 """Floats of scratch that any stage may use."""
 LANES = 16
+_MOST = np.iinfo(np.int32).max
+"""Floats of an arena: lists of events hold places in it as int32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,11 @@ def plan(header: Mapping[str, Any], steps: int, threads: int, *, stateful: bool)
             end += -(-4 * stage["state"] // ALIGNED) * ALIGNED
     room = 4 * max([LEAST_SCRATCH, *(_scratch(stage) for stage in stages)])
     room = -(-room // ALIGNED) * ALIGNED
+    if end // 4 > _MOST:
+        raise UserError(
+            f"the program needs {end / 2**30:.0f} GiB for {steps} steps of one sample, the engine takes 8",
+            hint="stream it: step() holds one step at a time",
+        )
     return Arena(table, places, end, room, end + room * threads)
 
 
