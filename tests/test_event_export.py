@@ -21,7 +21,7 @@ from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
-from stdeploy.exporters.event.cost import Costs, Rate, choose, estimate, layers_of
+from stdeploy.exporters.event.cost import Costs, Rate, estimate, layers_of
 from stdeploy.exporters.event.plan import ASSUMED_RATE, Options, Rates, plan
 from stdeploy.graph import Graph, GraphBuilder, Weight, ops
 from stdeploy.graph.execution import Execution
@@ -123,10 +123,10 @@ def test_inputs_that_are_no_bits_go_by_rows(domain: Any, tmp_path: Path) -> None
 def test_the_rate_decides() -> None:
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(32, 48)) * (rng.random((32, 48)) < 0.1)
-    graph, _ = product((48, 4, 8), count(1.0, 1), weight)
+    graph, node = product((48, 4, 8), count(1.0, 1), weight)
     even = Costs(1e-9, 0, 0, 1e-9, 0, 0)
-    assert choose(graph, {"layer": Rate(0.01, 0.02)}, even) == {"layer": "rows"}
-    assert choose(graph, {"layer": Rate(0.01, 0.9)}, even) == {"layer": "columns"}
+    assert estimate(graph, node, Rate(0.01, 0.02), even).kernel == "rows"
+    assert estimate(graph, node, Rate(0.01, 0.9), even).kernel == "columns"
 
 
 def test_without_data_the_rate_is_assumed_and_said() -> None:

@@ -110,8 +110,3 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
 def _runs(op: Conv, space: list[int]) -> int:
     """Runs of neighbouring outputs that see neighbouring inputs, of one tap and channel."""
     return math.prod(space[:-1]) * (-(-space[-1] // WORD) if op.stride[-1] == 1 else space[-1])
-
-
-def choose(graph: Graph, rates: Mapping[str, Rate], costs: Costs) -> dict[str, str]:
-    """The cheaper kernel of every Linear and Conv, by name."""
-    return {node.name: estimate(graph, node, rates[node.name], costs).kernel for node in layers_of(graph)}
