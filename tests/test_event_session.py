@@ -259,6 +259,23 @@ def test_inputs_that_count_are_held_against_their_domain() -> None:
                     engine.run(np.where(counts == counts.max(), wrong, counts))
 
 
+@pytest.mark.parametrize("part", ["op", "field", "buffer", "arrays"])
+def test_programs_of_another_version_say_so(net: tuple[Graph, Array], part: str) -> None:
+    graph, x = net
+    header, arrays = copy.deepcopy(lower(graph, {}))
+    stage = header["stages"][3]
+    if part == "op":
+        stage["op"] = "Teleport"
+    elif part == "field":
+        stage["fields"]["teleport"] = 1
+    elif part == "buffer":
+        del header["buffers"][stage["places"]["y"]]
+    else:
+        del arrays["indices"]
+    with EventSession(Sev(header, arrays)) as engine, pytest.raises(UserError, match="does not run"):
+        engine.run(x)
+
+
 def test_a_window_of_nothing_but_padding_is_refused_over_spikes() -> None:
     pool = ops.MaxPool((2,), (1,), (1,), (2,))
     with pytest.raises(UnsupportedError, match="cannot run") as caught:

@@ -162,7 +162,13 @@ class EventSession:
             raise UserError("the session is closed", hint="open the file again")
 
     def _machine(self, steps: int, threads: int, *, stateful: bool = False) -> Machine:
-        return Machine(self.header, self.file.arrays, steps, threads, stateful=stateful)
+        try:
+            return Machine(self.header, self.file.arrays, steps, threads, stateful=stateful)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.file.path} holds a program that this stdeploy does not run ({error!r})",
+                hint="export it again, with this version",
+            ) from error
 
     def _segments(self, again: bool) -> Iterator[tuple[int, int]]:
         """Runs of stages to do: all, or (`again`) those that are not the same at every step."""
