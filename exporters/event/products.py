@@ -22,11 +22,15 @@ def product(work: Lowering, node: Node) -> None:
         if isinstance(op, ops.Linear)
         else pack.windows(op, x.value.shape[1:], node.value.shape[1:])
     )
-    bits = work.draft.layout(x.name).planes > 0
-    if bits and work.kernels.get(node.name, "rows") == "columns":
+    if takes_columns(op, work.draft.layout(x.name)) and work.kernels.get(node.name, "rows") == "columns":
         _columns(work, node, op, x, windows)
     else:
-        _rows(work, node, op, x, windows, bits)
+        _rows(work, node, op, x, windows)
+
+
+def takes_columns(op: ops.Linear | ops.Conv, layout: Layout) -> bool:
+    """Whether the kernel `columns` can do a product: a convolution unfolds its input, and only bits are unfolded."""
+    return isinstance(op, ops.Linear) or layout.planes > 0
 
 
 def _bias(work: Lowering, bias: Array | None, outputs: int, room: bool) -> tuple[int, int]:
@@ -38,10 +42,9 @@ def _bias(work: Lowering, bias: Array | None, outputs: int, room: bool) -> tuple
     return work.draft.floats.add(values), values.shape[-1] if values.ndim == 2 else 0
 
 
-def _rows(
-    work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows, bits: bool
-) -> None:
+def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows) -> None:
     draft, layout = work.draft, work.draft.layout(x.name)
+    bits = layout.planes > 0
     made = draft.events(x.name)
     places = {"counts": made["counts"], "events": made["rows"], "places": made["places"]}
     places |= {"values": made["values"]} if "values" in made else {}
@@ -107,15 +110,18 @@ def _unfold(work: Lowering, x: Node, op: ops.Conv, windows: pack.Windows) -> str
 
 def _columns(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows) -> None:
     draft, layout = work.draft, work.draft.layout(x.name)
-    place = (
-        draft.need(x.name, "channel bits") if isinstance(op, ops.Linear) else _unfold(work, x, op, windows)
-    )
+    floats = isinstance(op, ops.Linear) and layout.planes != 1
+    if isinstance(op, ops.Conv):
+        place = _unfold(work, x, op, windows)
+    else:
+        place = draft.need(x.name, "channel floats" if floats else "channel bits")
     target, neuron = fused(work, node)
     outputs = node.value.shape[0]
-    weights = pack.unit_scaled(pack.matrix(op), layout.unit)
+    weights = pack.unit_scaled(pack.matrix(op), 1 if floats else layout.unit)
     weights.sort_indices()
     bias, stride = _bias(work, op.bias, outputs, room=False)
     fields = {
+        "x_floats": floats,
         "planes": layout.planes,
         "inputs": windows.taps * layout.channels,
         "positions": windows.positions,

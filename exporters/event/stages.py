@@ -80,6 +80,7 @@ class Rows(NamedTuple):
 class Columns(NamedTuple):
     """y[o] = sum of row o's nonzero weights, each over the positions where its input is set, then the neuron.
 
+    x lies by channels: bits, or (`x_floats`) floats, which cost less than two planes of bits.
     `ends`: in `indices`, outputs + 1; `columns`: int32 input row by nonzero; `data`: float32 by nonzero;
     `fan_out`: int32 nonzeros by input row. `neuron`: tau, rest, threshold by output.
     """
@@ -101,6 +102,7 @@ class Columns(NamedTuple):
     neuron: int = 15
     kind: int = 16
     state: int = 17
+    x_floats: int = 18
 
 
 class Turn(NamedTuple):

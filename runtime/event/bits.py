@@ -8,7 +8,7 @@ import numpy as np
 
 from stdeploy.exporters.event.stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import fetch_add, lowest, ones
+from stdeploy.runtime.event.vectors import LANES, add_bits, fetch_add, fill_vectors, lowest, ones
 
 TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
 ADD, COPY, GATE = AddCounts(), CopyRows(), Gate()
@@ -17,7 +17,6 @@ CHUNK = 512
 """Words that a thread takes at a time where any division will do."""
 
 _ONE = np.uint64(1)
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @jit
@@ -73,33 +72,25 @@ def turn(m: Memory, row: Any, stage: int) -> None:
 @jit
 def unpack(m: Memory, row: Any, stage: int) -> None:
     """One thread's share of an `unpack` stage (stages.Unpack)."""
-    steps, channels, positions, planes = (
-        row[UNPACK.steps],
-        row[UNPACK.channels],
-        row[UNPACK.positions],
-        row[UNPACK.planes],
-    )
+    steps, channels, positions = row[UNPACK.steps], row[UNPACK.channels], row[UNPACK.positions]
     words = (positions + WORD - 1) // WORD
-    unit_value = m.weights[row[UNPACK.unit]]
+    room = m.scratch
     while True:
-        c = fetch_add(m.control, stage + 1, 1)
-        if c >= channels:
+        unit = fetch_add(m.control, stage + 1, 1)
+        if unit >= channels * words:
             break
+        c, w = unit // words, unit % words
         for t in range(steps):
-            y = row[UNPACK.y] + (t * channels + c) * positions
-            for w in range(words):
-                count = min(WORD, positions - w * WORD)
-                for j in range(count):
-                    m.floats[y + w * WORD + j] = 0
-                size = np.float32(1)
-                for k in range(planes):
-                    word = m.words[row[UNPACK.x] + ((k * channels + c) * words + w) * steps + t]
-                    while word:
-                        m.floats[y + w * WORD + lowest(word)] += size
-                        word &= word - _ONE
-                    size *= np.float32(2)
-            for j in range(positions):
-                m.floats[y + j] *= unit_value
+            fill_vectors(np.float32(0), m.floats, room, WORD // LANES)
+            size = m.weights[row[UNPACK.unit]]
+            for k in range(row[UNPACK.planes]):
+                word = row[UNPACK.x] + ((k * channels + c) * words + w) * steps + t
+                for j in range(WORD // LANES):
+                    add_bits(m.halves, 4 * word + j, size, m.floats, room + j * LANES)
+                size *= np.float32(2)
+            y = row[UNPACK.y] + (t * channels + c) * positions + w * WORD
+            for j in range(min(WORD, positions - w * WORD)):
+                m.floats[y + j] = m.floats[room + j]
 
 
 @jit

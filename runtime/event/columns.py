@@ -9,15 +9,22 @@ import numpy as np
 from stdeploy.exporters.event.stages import Columns
 from stdeploy.runtime.event.fire import fire_positions
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, fetch_add, make_columns_sum, ones
+from stdeploy.runtime.event.vectors import (
+    LANES,
+    fetch_add,
+    fill_vectors,
+    make_columns_sum,
+    make_values_sum,
+    ones,
+)
 
 COLUMNS = Columns()
 CHUNK = 4
 """Outputs that a thread takes at a time."""
 WORD = 64
 
-_s11, _s12, _s13, _s14 = (make_columns_sum(1, g, indexed=True) for g in (1, 2, 3, 4))
-_s41, _s42, _s43, _s44 = (make_columns_sum(4, g, indexed=True) for g in (1, 2, 3, 4))
+_b11, _b14, _b41, _b44 = (make_columns_sum(s, g, indexed=True) for s in (1, 4) for g in (1, 4))
+_f11, _f14, _f41, _f44 = (make_values_sum(s, g) for s in (1, 4) for g in (1, 4))
 
 
 @jit
@@ -25,54 +32,54 @@ def _sum_masked(
     m: Memory, steps: int, groups: int, c: int, d: int, scale: Any, n: int, x: int, stride: int, sums: int
 ) -> None:
     f, i, ws, h = m.floats, m.indices, m.weights, m.halves
-    if steps == 4:
-        if groups == 4:
-            _s44(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
-        elif groups == 3:
-            _s43(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
-        elif groups == 2:
-            _s42(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
-        else:
-            _s41(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    if steps == 4 and groups == 4:
+        _b44(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+    elif steps == 4:
+        _b41(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
     elif groups == 4:
-        _s14(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
-    elif groups == 3:
-        _s13(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
-    elif groups == 2:
-        _s12(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+        _b14(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
     else:
-        _s11(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+        _b11(i, c, ws, d, 1, scale, n, h, x, stride, f, sums)
+
+
+@jit
+def _sum_values(
+    m: Memory, steps: int, groups: int, c: int, d: int, n: int, x: int, stride: int, step: int, sums: int
+) -> None:
+    f, i, ws = m.floats, m.indices, m.weights
+    if steps == 4 and groups == 4:
+        _f44(i, c, ws, d, n, f, x, stride, step, sums)
+    elif steps == 4:
+        _f41(i, c, ws, d, n, f, x, stride, step, sums)
+    elif groups == 4:
+        _f14(i, c, ws, d, n, f, x, stride, step, sums)
+    else:
+        _f11(i, c, ws, d, n, f, x, stride, step, sums)
 
 
 @jit
 def _sum(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, sums: int) -> None:
     """Sums of output o at the positions of word w, for `steps` steps from t on, [steps, 16 groups], with its bias."""
-    size = groups * LANES
     for s in range(steps):
         value = np.float32(0)
         if row[COLUMNS.bias] >= 0:
             value = m.weights[row[COLUMNS.bias] + (m.step + t + s) * row[COLUMNS.bias_stride] + o]
-        for j in range(size):
-            m.floats[sums + s * size + j] = value
+        fill_vectors(value, m.floats, sums + s * groups * LANES, groups)
     begin = m.indices[row[COLUMNS.ends] + o]
     n = m.indices[row[COLUMNS.ends] + o + 1] - begin
-    x_steps, words = row[COLUMNS.x_steps], (row[COLUMNS.positions] + WORD - 1) // WORD
-    stride = 4 * words * x_steps
-    x = 4 * (row[COLUMNS.x] + w * x_steps + (t if x_steps > 1 else 0))
+    c, d = row[COLUMNS.columns] + begin, row[COLUMNS.data] + begin
+    x_steps, positions = row[COLUMNS.x_steps], row[COLUMNS.positions]
+    first = t if x_steps > 1 else 0
+    if row[COLUMNS.x_floats]:
+        step = row[COLUMNS.inputs] * positions
+        x = row[COLUMNS.x] + first * step + w * WORD
+        _sum_values(m, steps, groups, c, d, n, x, positions, step, sums)
+        return
+    stride = 4 * ((positions + WORD - 1) // WORD) * x_steps
+    x = 4 * (row[COLUMNS.x] + w * x_steps + first)
     scale = np.float32(1)
     for _ in range(row[COLUMNS.planes]):
-        _sum_masked(
-            m,
-            steps,
-            groups,
-            row[COLUMNS.columns] + begin,
-            row[COLUMNS.data] + begin,
-            scale,
-            n,
-            x,
-            stride,
-            sums,
-        )
+        _sum_masked(m, steps, groups, c, d, scale, n, x, stride, sums)
         x += row[COLUMNS.inputs] * stride
         scale *= np.float32(2)
 
@@ -105,7 +112,9 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
     """All steps of output o at the positions of word w."""
     positions, steps, state = row[COLUMNS.positions], row[COLUMNS.steps], row[COLUMNS.state]
     count = min(WORD, positions - w * WORD)
-    groups = (count + LANES - 1) // LANES
+    groups = (
+        1 if count <= LANES else 4
+    )  # a word's positions that are not there cost less than a kernel of their own
     size, place = groups * LANES, state + o * positions + w * WORD
     if row[COLUMNS.neuron] >= 0:
         rest = m.weights[row[COLUMNS.neuron] + 3 * o + 1]
@@ -132,19 +141,35 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
 
 
 @jit
+def _active(m: Memory, row: Any, c: int, t: int) -> int:
+    """At how many positions input row c is not zero at step t."""
+    planes, x_steps, inputs, positions = (
+        row[COLUMNS.planes],
+        row[COLUMNS.x_steps],
+        row[COLUMNS.inputs],
+        row[COLUMNS.positions],
+    )
+    active = 0
+    if row[COLUMNS.x_floats]:
+        x = row[COLUMNS.x] + (t * inputs + c) * positions
+        for p in range(positions):
+            active += m.floats[x + p] != 0
+        return active
+    words = (positions + WORD - 1) // WORD
+    for w in range(words):
+        word = np.uint64(0)
+        for k in range(planes):
+            word |= m.words[row[COLUMNS.x] + ((k * inputs + c) * words + w) * x_steps + t]
+        active += ones(word)
+    return active
+
+
+@jit
 def _count(m: Memory, row: Any, stage: int, c: int) -> None:
-    """Synaptic operations of input row c: its set bits times the nonzero weights that read it."""
-    planes, x_steps, inputs = row[COLUMNS.planes], row[COLUMNS.x_steps], row[COLUMNS.inputs]
-    words = (row[COLUMNS.positions] + WORD - 1) // WORD
+    """Synaptic operations of input row c: where it is not zero, times the nonzero weights that read it."""
     fan_out = m.indices[row[COLUMNS.fan_out] + c]
-    for t in range(x_steps):
-        active = 0
-        for w in range(words):
-            word = np.uint64(0)
-            for k in range(planes):
-                word |= m.words[row[COLUMNS.x] + ((k * inputs + c) * words + w) * x_steps + t]
-            active += ones(word)
-        fetch_add(m.synops, stage * m.steps + t, active * fan_out)
+    for t in range(row[COLUMNS.x_steps]):
+        fetch_add(m.synops, stage * m.steps + t, _active(m, row, c, t) * fan_out)
 
 
 @jit

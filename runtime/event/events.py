@@ -25,8 +25,8 @@ def _floats(
     n = 0
     for c in range(channels):
         active = False
-        for s in range(steps):
-            value = f[x + s * stride + c]
+        for s in range(STEPS_TOGETHER):
+            value = f[x + s * stride + c] if s < steps else np.float32(0)
             f[values + s] = value
             active |= value != 0
         if active:
@@ -85,9 +85,9 @@ def _counts(
             c = np.uint64(lowest(left))
             left &= left - _ONE
             i[rows + n], i[places + n] = k * WORD + np.int64(c), values
-            for s in range(steps):
+            for s in range(STEPS_TOGETHER):
                 count = _ZERO
-                for b in range(planes):
+                for b in range(planes if s < steps else 0):
                     count |= ((q[x + b * plane + s * stride + k] >> c) & _ONE) << np.uint64(b)
                 f[values + s] = np.float32(np.int64(count))
             values += STEPS_TOGETHER

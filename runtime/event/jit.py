@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def jit(function: F) -> F:
     """`function` compiled when first called: without the GIL, and without any reordering of float arithmetic."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
 class Memory(NamedTuple):

@@ -18,66 +18,41 @@ ROWS = Rows()
 CHUNK = 8
 """Positions that a thread takes at a time."""
 
-_11, _12, _13, _14 = (make_rows_sum(1, steps) for steps in range(1, 5))
-_21, _22, _23, _24 = (make_rows_sum(2, steps) for steps in range(1, 5))
-_31, _32, _33, _34 = (make_rows_sum(3, steps) for steps in range(1, 5))
-_41, _42, _43, _44 = (make_rows_sum(4, steps) for steps in range(1, 5))
-_51, _52, _53, _54 = (make_rows_sum(5, steps) for steps in range(1, 5))
-_61, _62, _63, _64 = (make_rows_sum(6, steps) for steps in range(1, 5))
+_11, _21, _31, _41, _51, _61 = (make_rows_sum(vectors, 1) for vectors in range(1, 7))
+_14, _24, _34, _44, _54, _64 = (make_rows_sum(vectors, 4) for vectors in range(1, 7))
 
 
 @jit
 def _sum_rows(m: Memory, row: Any, steps: int, w: int, begin: int, end: int, q: int, sums: int) -> None:
-    """Add the rows that the pairs begin..end of the taps' table meet; q: first position of the steps' lists."""
+    """Add the rows that the pairs begin..end of the taps' table meet; q: first position of the steps' lists.
+
+    Two or three steps are done as four: the events of those that are not there are zero.
+    """
     f, i, ws, tables = m.floats, m.ints, m.weights, m.indices
     vectors, channels = row[ROWS.vectors], row[ROWS.channels]
     c, r, p = row[ROWS.counts] + q, row[ROWS.events] + q * channels, row[ROWS.places] + q * channels
-    if vectors == 6 and steps == 4:
+    if steps > 1 and vectors == 6:
         _64(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 6 and steps == 3:
-        _63(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 6 and steps == 2:
-        _62(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 6 and steps == 1:
-        _61(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 5 and steps == 4:
+    elif steps > 1 and vectors == 5:
         _54(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 5 and steps == 3:
-        _53(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 5 and steps == 2:
-        _52(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 5 and steps == 1:
-        _51(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 4 and steps == 4:
+    elif steps > 1 and vectors == 4:
         _44(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 4 and steps == 3:
-        _43(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 4 and steps == 2:
-        _42(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 4 and steps == 1:
-        _41(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 3 and steps == 4:
+    elif steps > 1 and vectors == 3:
         _34(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 3 and steps == 3:
-        _33(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 3 and steps == 2:
-        _32(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 3 and steps == 1:
-        _31(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 2 and steps == 4:
+    elif steps > 1 and vectors == 2:
         _24(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 2 and steps == 3:
-        _23(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 2 and steps == 2:
-        _22(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 2 and steps == 1:
-        _21(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 1 and steps == 4:
+    elif steps > 1 and vectors == 1:
         _14(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 1 and steps == 3:
-        _13(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
-    elif vectors == 1 and steps == 2:
-        _12(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
+    elif vectors == 6:
+        _61(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
+    elif vectors == 5:
+        _51(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
+    elif vectors == 4:
+        _41(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
+    elif vectors == 3:
+        _31(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
+    elif vectors == 2:
+        _21(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
     else:
         _11(ws, w, tables, begin, end, i, c, r, p, channels, f, sums)
 

@@ -246,6 +246,77 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
     return columns_sum
 
 
+def make_values_sum(steps: int, groups: int) -> Any:
+    """sums[16 (g s + k):][:16] += sum_j data[j] values[x + columns[c + j] stride + s step + 16 k:][:16], s < `steps`, k < g.
+
+    As columns_sum, of numbers in place of bits. Called with (columns, c, data, d, count, values, x, stride, step, sums);
+    the sums lie in `values`.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def values_sum(
+        typing_context: Any,
+        columns: Any,
+        c: Any,
+        data: Any,
+        d: Any,
+        count: Any,
+        values: Any,
+        x: Any,
+        stride: Any,
+        step: Any,
+        s: Any,
+    ) -> Any:
+        n = types.int64
+        signature = types.void(columns, n, data, n, n, values, n, n, n, n)
+
+        def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            columns_, c_, data_, d_, count_, value, x_, stride_, step_, s_ = args
+            column, datum = builder.gep(columns_, [c_]), builder.gep(data_, [d_])
+            first = builder.gep(value, [x_])
+            total = _vector_at(builder, value, s_)
+
+            def add(j: Any, held: list[Any]) -> list[Any]:
+                index = builder.sext(builder.load(builder.gep(column, [j])), _I64)
+                spread = _splat(builder, builder.load(builder.gep(datum, [j])))
+                row = builder.gep(first, [builder.mul(index, stride_)])
+                after = []
+                for t in range(steps):
+                    base = _vector_at(builder, row, builder.mul(step_, _I64(t)))
+                    for k in range(groups):
+                        at = held[t * groups + k]
+                        after.append(_multiply_add(builder, _load(builder, base, k), spread, at))
+                return after
+
+            loop = _Loop(builder, _I64(0), count_, [_load(builder, total, k) for k in range(steps * groups)])
+            for k, held in enumerate(loop.end(add(loop.index, loop.held))):
+                _store(builder, total, k, held)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return values_sum
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_bits(typing_context: Any, words: Any, w: Any, value: Any, target: Any, t: Any) -> Any:
+    """target[t + i] += value where bit i of the 16-bit word words[w] is set."""
+    signature = types.void(words, types.int64, types.float32, target, types.int64)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words_, w_, value_, target_, t_ = args
+        word = builder.load(builder.gep(words_, [w_]))
+        word.align = 2
+        goal = _vector_at(builder, target_, t_)
+        chosen = builder.select(
+            builder.bitcast(word, _MASK), _splat(builder, value_), ir.Constant(_VECTOR, [0.0] * LANES)
+        )
+        _store(builder, goal, 0, builder.fadd(_load(builder, goal, 0), chosen))
+        return context.get_dummy_value()
+
+    return signature, code
+
+
 def make_fire(decay_input: bool, divide: bool, soft: bool, spread: bool) -> Any:
     """Charge, fire and reset of `vectors` x 16 neurons: v (read and written), words[w + k] = the 16 bits that fired.
 
