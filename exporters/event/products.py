@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stdeploy.exporters.event import pack
+from stdeploy.exporters.event.formats import Layout
 from stdeploy.exporters.event.lowering import Lowering, fused, neuron_by_channel, once
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Node
