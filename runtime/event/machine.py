@@ -46,7 +46,7 @@ class Machine:
         self.synops = np.zeros(self.stages * steps, np.int64)
         self._control = np.zeros(self.stages + 1, np.int64)
         self._weights, self._indices = _read_only(arrays["weights"]), _read_only(arrays["indices"])
-        self._others = Threads(threads - 1)
+        self._pool = Threads(threads, pinned=True)
 
     def array(self, buffer: str) -> Array:
         """A buffer's elements, flat: uint64, float32 or int32."""
@@ -65,14 +65,16 @@ class Machine:
         if self._control[0] >= _OPEN:
             self.close()
         self._control[:] = 0
+        if self.threads == 1:
+            run_stages(self._memory(0, step, counting), self.table, first, last, 1)
+            return
         try:
             shares = [
-                self._others.submit(
+                self._pool.submit(
                     run_stages, self._memory(k, step, counting), self.table, first, last, self.threads
                 )
-                for k in range(1, self.threads)
+                for k in range(self.threads)
             ]
-            run_stages(self._memory(0, step, counting), self.table, first, last, self.threads)
             for share in shares:
                 share.result()
         except BaseException:
@@ -94,7 +96,7 @@ class Machine:
 
     def close(self) -> None:
         """End the threads; a later run starts new ones."""
-        self._others.close()
+        self._pool.close()
 
     def _memory(self, thread: int, step: int, counting: bool) -> Memory:
         return Memory(
