@@ -22,7 +22,7 @@ from stdeploy.graph.rules import window_count
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.bit_arrays import packed, unpacked
 from stdeploy.runtime.event.machine import Machine
-from stdeploy.runtime.event.memory import _assign, plan
+from stdeploy.runtime.event.memory import OVERREAD, _assign, plan
 from tests.graphs import spikformer_graph
 
 FORMATS: tuple[Format, ...] = ("position bits", "position floats", "channel bits", "channel floats")
@@ -341,7 +341,7 @@ def test_state_and_scratch_lie_behind_the_buffers() -> None:
     for stateful in (False, True):
         arena = plan(header, 4, 3, stateful=stateful)
         assert arena.table.shape == (len(header["stages"]), WIDTH)
-        assert arena.size == arena.scratch + 3 * arena.room
+        assert arena.size == arena.scratch + 3 * arena.room + OVERREAD
         places, at = [], max(arena.places.values())
         for stage, row in zip(header["stages"], arena.table, strict=True):
             if stage["state"]:

@@ -2,7 +2,7 @@
 
 `rows` adds the dense row of weights of every input that is not zero in any of STEPS_TOGETHER steps, to all of these
 steps' sums at once. `columns` adds every nonzero weight (CSR), under a mask of bits, to LANES positions at once, whatever
-the rate; a convolution's input is unfolded into its windows first. It needs inputs that are bits: spikes and small counts.
+the rate; a convolution's input is unfolded into its windows first. A Linear takes any input, a convolution bits: spikes and small counts.
 
 A layer's seconds are its work (how often each thing is done, per step and sample) times `Costs`. Padding is counted as if
 it were data.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from stdeploy.exporters.event.formats import WORD, Layout
 from stdeploy.exporters.event.pack import LANES, blocks_of
+from stdeploy.exporters.event.products import takes_columns
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Conv, Linear
 
@@ -34,7 +35,7 @@ class Costs:
 
     `row_add`: a weight of a row added to one step's sum. `row_output`: an output begun with its bias, fired and written.
     `row_visit`: a position looking at one input position of its window. `column_add`: a nonzero weight added at
-    one position and bit plane. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied
+    one position and bit plane; `value_add`: added times a number. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied
     when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear
     and Conv of Spikformer-4-384-1536, dense, L1P 90 % and DSP 90 %, at a mean rate of 8 %
     (benchmarks/results/event_costs.json).
@@ -94,11 +95,14 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
             "row_visit": float(blocks * taps * positions),
         }
     }
-    if layout.planes:
-        padded = -(-positions // LANES) * LANES
+    if takes_columns(op, layout):
+        last = positions % WORD
+        padded = positions - last + (0 if not last else LANES if last <= LANES else WORD)
         runs = taps * layout.channels * _runs(op, space) if isinstance(op, Conv) else 0
+        values = isinstance(op, Linear) and layout.planes != 1
         work["columns"] = {
-            "column_add": float(op.weight.nnz * padded * layout.planes),
+            "column_add": 0.0 if values else float(op.weight.nnz * padded * layout.planes),
+            "value_add": float(op.weight.nnz * padded) if values else 0.0,
             "column_output": float(outputs * padded),
             "column_run": float(runs * layout.planes),
         }

@@ -19,7 +19,7 @@ LEAST_SCRATCH = 512
 LANES = 16
 _MOST = np.iinfo(np.int32).max
 """Floats of an arena: lists of events hold places in it as int32."""
-_OVERREAD = 4 * 64
+OVERREAD = 4 * 64
 """Bytes behind everything: kernels read 64 positions of a row of floats also where it has fewer."""
 
 
@@ -107,7 +107,7 @@ def plan(header: Mapping[str, Any], steps: int, threads: int, *, stateful: bool)
             f"the program needs {end / 2**30:.0f} GiB for {steps} steps of one sample, the engine takes 8",
             hint="stream it: step() holds one step at a time",
         )
-    return Arena(table, places, end, room, end + room * threads + _OVERREAD)
+    return Arena(table, places, end, room, end + room * threads + OVERREAD)
 
 
 def _scratch(stage: Mapping[str, Any]) -> int:
