@@ -35,8 +35,8 @@ class Costs:
 
     `row_add`: a weight of a row added to one step's sum. `row_output`: an output begun with its bias, fired and written.
     `row_visit`: a position looking at one input position of its window. `column_add`: a nonzero weight added at
-    one position and bit plane; `value_add`: added times a number. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied
-    when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear
+    one position and bit plane; `column_value_add`: times the number at one position. `column_output`: as `row_output`.
+    `column_run`: a run of neighbouring positions copied when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear
     and Conv of Spikformer-4-384-1536, dense, L1P 90 % and DSP 90 %, at a mean rate of 8 %
     (benchmarks/results/event_costs.json).
     """
@@ -45,6 +45,7 @@ class Costs:
     row_output: float = 2.9e-10
     row_visit: float = 0.0
     column_add: float = 1.7e-11
+    column_value_add: float = 2.0e-11
     column_output: float = 2.6e-10
     column_run: float = 3.3e-9
     machine: str = "AMD EPYC, AVX-512, one thread"
@@ -102,7 +103,7 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
         values = isinstance(op, Linear) and layout.planes != 1
         work["columns"] = {
             "column_add": 0.0 if values else float(op.weight.nnz * padded * layout.planes),
-            "value_add": float(op.weight.nnz * padded) if values else 0.0,
+            "column_value_add": float(op.weight.nnz * padded) if values else 0.0,
             "column_output": float(outputs * padded),
             "column_run": float(runs * layout.planes),
         }

@@ -8,7 +8,7 @@ import numpy as np
 
 from stdeploy.exporters.event.stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, add_bits, fetch_add, fill_vectors, lowest, ones
+from stdeploy.runtime.event.vectors import LANES, add_bits, fetch_add, fill_vectors, ones
 
 TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
 ADD, COPY, GATE = AddCounts(), CopyRows(), Gate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ class Machine:
                 )
                 for k in range(self.threads)
             ]
-            for share in shares:
+            wait(shares, return_when=FIRST_EXCEPTION)
+            for share in (s for s in shares if s.done()):
                 share.result()
         except BaseException:
             self._control[0] = _OPEN  # nobody waits for this thread any longer
