@@ -125,17 +125,10 @@ def test_convolutions_of_inputs_that_are_no_bits_go_by_rows(domain: Any, tmp_pat
 def test_the_rate_decides() -> None:
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(32, 48)) * (rng.random((32, 48)) < 0.1)
-<<<<<<< HEAD
     graph, node = product((48, 4, 8), count(1.0, 1), weight)
-    even = Costs(1e-9, 0, 0, 1e-9, 0, 0)
+    even = Costs(1e-9, 0, 0, 1e-9, 1e-9, 0, 0)
     assert estimate(graph, node, Rate(0.01, 0.02), even).kernel == "rows"
     assert estimate(graph, node, Rate(0.01, 0.9), even).kernel == "columns"
-=======
-    graph, _ = product((48, 4, 8), count(1.0, 1), weight)
-    even = Costs(1e-9, 0, 0, 1e-9, 1e-9, 0, 0)
-    assert choose(graph, {"layer": Rate(0.01, 0.02)}, even) == {"layer": "rows"}
-    assert choose(graph, {"layer": Rate(0.01, 0.9)}, even) == {"layer": "columns"}
->>>>>>> caf4e1c (Wait for whichever thread fails first; price sums of values by their own cost)
 
 
 def test_without_data_the_rate_is_assumed_and_said() -> None:

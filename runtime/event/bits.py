@@ -17,6 +17,7 @@ CHUNK = 512
 """Words that a thread takes at a time where any division will do."""
 
 _ONE = np.uint64(1)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @jit
