@@ -77,7 +77,7 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
         state = windows.positions * blocks * vectors * pack.LANES
     y = draft.hold(target, "position bits" if neuron else "position floats")
     names = [node.name] if neuron is None else [node.name, target.name]
-    steps = {"x_steps": layout.stepped, "steps": target.value.time == "step"}
+    steps = {"steps": target.value.time == "step"}
     draft.stage("Rows", names, {**places, "y": y}, fields, steps, state=state, once=once(target))
 
 
@@ -138,6 +138,6 @@ def _columns(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, win
         fields |= neuron_by_channel(draft, neuron, outputs)
     y = draft.hold(target, "channel bits" if neuron else "channel floats")
     names = [node.name] if neuron is None else [node.name, target.name]
-    steps = {"x_steps": layout.stepped, "steps": target.value.time == "step"}
+    steps = {"steps": target.value.time == "step"}
     state = outputs * windows.positions if neuron else 0
     draft.stage("Columns", names, {"x": place, "y": y}, fields, steps, state=state, once=once(target))

@@ -56,25 +56,24 @@ class Rows(NamedTuple):
     counts: int = 1
     events: int = 2
     places: int = 3
-    x_steps: int = 4
-    x_positions: int = 5
-    channels: int = 6
-    y: int = 7
-    steps: int = 8
-    positions: int = 9
-    outputs: int = 10
-    vectors: int = 11
-    blocks: int = 12
-    rows: int = 13
-    weight: int = 14
-    nonzero: int = 15
-    bias: int = 16
-    bias_stride: int = 17
-    taps: int = 18
-    neuron: int = 19
-    kind: int = 20
-    state: int = 21
-    values: int = 22
+    x_positions: int = 4
+    channels: int = 5
+    y: int = 6
+    steps: int = 7
+    positions: int = 8
+    outputs: int = 9
+    vectors: int = 10
+    blocks: int = 11
+    rows: int = 12
+    weight: int = 13
+    nonzero: int = 14
+    bias: int = 15
+    bias_stride: int = 16
+    taps: int = 17
+    neuron: int = 18
+    kind: int = 19
+    state: int = 20
+    values: int = 21
 
 
 class Columns(NamedTuple):
@@ -87,22 +86,21 @@ class Columns(NamedTuple):
 
     x: int = 1
     planes: int = 2
-    x_steps: int = 3
-    inputs: int = 4
-    y: int = 5
-    steps: int = 6
-    positions: int = 7
-    outputs: int = 8
-    ends: int = 9
-    columns: int = 10
-    data: int = 11
-    fan_out: int = 12
-    bias: int = 13
-    bias_stride: int = 14
-    neuron: int = 15
-    kind: int = 16
-    state: int = 17
-    x_floats: int = 18
+    inputs: int = 3
+    y: int = 4
+    steps: int = 5
+    positions: int = 6
+    outputs: int = 7
+    ends: int = 8
+    columns: int = 9
+    data: int = 10
+    fan_out: int = 11
+    bias: int = 12
+    bias_stride: int = 13
+    neuron: int = 14
+    kind: int = 15
+    state: int = 16
+    x_floats: int = 17
 
 
 class Turn(NamedTuple):

@@ -68,15 +68,14 @@ def _sum(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, s
     begin = m.indices[row[COLUMNS.ends] + o]
     n = m.indices[row[COLUMNS.ends] + o + 1] - begin
     c, d = row[COLUMNS.columns] + begin, row[COLUMNS.data] + begin
-    x_steps, positions = row[COLUMNS.x_steps], row[COLUMNS.positions]
-    first = t if x_steps > 1 else 0
+    all_steps, positions = row[COLUMNS.steps], row[COLUMNS.positions]
     if row[COLUMNS.x_floats]:
         step = row[COLUMNS.inputs] * positions
-        x = row[COLUMNS.x] + first * step + w * WORD
+        x = row[COLUMNS.x] + t * step + w * WORD
         _sum_values(m, steps, groups, c, d, n, x, positions, step, sums)
         return
-    stride = 4 * ((positions + WORD - 1) // WORD) * x_steps
-    x = 4 * (row[COLUMNS.x] + w * x_steps + first)
+    stride = 4 * ((positions + WORD - 1) // WORD) * all_steps
+    x = 4 * (row[COLUMNS.x] + w * all_steps + t)
     scale = np.float32(1)
     for _ in range(row[COLUMNS.planes]):
         _sum_masked(m, steps, groups, c, d, scale, n, x, stride, sums)
@@ -120,20 +119,11 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
         rest = m.weights[row[COLUMNS.neuron] + 3 * o + 1]
         for j in range(size):
             m.floats[v + j] = m.floats[place + j] if m.step and j < count else rest
-    once = row[COLUMNS.x_steps] == 1 and row[COLUMNS.bias_stride] == 0 and steps > 1
     t = 0
     while t < steps:
-        s = 1 if once or steps - t < 4 else 4
-        x = sums
-        if not once:
-            _sum(m, row, o, w, groups, t, s, sums)
-        else:
-            if t == 0:
-                _sum(m, row, o, w, groups, 0, 1, sums)
-            x = sums + size
-            for j in range(size):
-                m.floats[x + j] = m.floats[sums + j]
-        _emit(m, row, o, w, groups, t, s, x, v)
+        s = 1 if steps - t < 4 else 4
+        _sum(m, row, o, w, groups, t, s, sums)
+        _emit(m, row, o, w, groups, t, s, sums, v)
         t += s
     if row[COLUMNS.neuron] >= 0 and state >= 0:
         for j in range(count):
@@ -143,9 +133,9 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
 @jit
 def _active(m: Memory, row: Any, c: int, t: int) -> int:
     """At how many positions input row c is not zero at step t."""
-    planes, x_steps, inputs, positions = (
+    planes, steps, inputs, positions = (
         row[COLUMNS.planes],
-        row[COLUMNS.x_steps],
+        row[COLUMNS.steps],
         row[COLUMNS.inputs],
         row[COLUMNS.positions],
     )
@@ -159,7 +149,7 @@ def _active(m: Memory, row: Any, c: int, t: int) -> int:
     for w in range(words):
         word = np.uint64(0)
         for k in range(planes):
-            word |= m.words[row[COLUMNS.x] + ((k * inputs + c) * words + w) * x_steps + t]
+            word |= m.words[row[COLUMNS.x] + ((k * inputs + c) * words + w) * steps + t]
         active += ones(word)
     return active
 
@@ -168,7 +158,7 @@ def _active(m: Memory, row: Any, c: int, t: int) -> int:
 def _count(m: Memory, row: Any, stage: int, c: int) -> None:
     """Synaptic operations of input row c: where it is not zero, times the nonzero weights that read it."""
     fan_out = m.indices[row[COLUMNS.fan_out] + c]
-    for t in range(row[COLUMNS.x_steps]):
+    for t in range(row[COLUMNS.steps]):
         fetch_add(m.synops, stage * m.steps + t, _active(m, row, c, t) * fan_out)
 
 

@@ -143,21 +143,15 @@ def _position(m: Memory, row: Any, stage: int, block: int, p: int, sums: int, v:
             copy_vectors(m.floats, place, m.floats, v, vectors)
         else:
             copy_vectors(m.weights, neuron + across + block * size, m.floats, v, vectors)
-    once = row[ROWS.x_steps] == 1 and steps > 1  # the input is the same at every step, and so are the events
     t = 0
     while t < steps:
-        s = 1 if once else min(STEPS_TOGETHER, steps - t)
-        if not once or t == 0 or row[ROWS.bias_stride]:
-            _begin(m, row, block, t, s, sums)
-            _add_events(m, row, block, p, 0 if once else t, s, sums)
-            if m.counting and (t == 0 or not once):
-                _count(m, row, stage, block, p, t, s)
+        s = min(STEPS_TOGETHER, steps - t)
+        _begin(m, row, block, t, s, sums)
+        _add_events(m, row, block, p, t, s, sums)
+        if m.counting:
+            _count(m, row, stage, block, p, t, s)
         for k in range(s):
-            h = sums + k * size
-            if once:
-                h = sums + size
-                copy_vectors(m.floats, sums, m.floats, h, vectors)
-            _emit(m, row, block, p, t + k, h, v)
+            _emit(m, row, block, p, t + k, sums + k * size, v)
         t += s
     if neuron >= 0 and state >= 0:
         copy_vectors(m.floats, v, m.floats, place, vectors)
