@@ -97,7 +97,7 @@ class Draft:
     ) -> None:
         """Append a stage."""
         counted = op in COUNTED or (op == "Elementwise" and fields["multiply"])
-        stepped = steps["x_steps"] if op in ("Rows", "Columns") else steps.get("steps")
+        stepped = steps.get("steps")
         self.stages.append(
             {
                 "op": op,
