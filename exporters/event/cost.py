@@ -42,12 +42,12 @@ class Costs:
     """
 
     row_add: float = 1.1e-11
-    row_output: float = 2.9e-10
+    row_output: float = 5.0e-10
     row_visit: float = 0.0
-    column_add: float = 1.7e-11
-    column_value_add: float = 2.0e-11
-    column_output: float = 2.6e-10
-    column_run: float = 3.3e-9
+    column_add: float = 1.8e-11
+    column_value_add: float = 2.4e-11
+    column_output: float = 3.0e-10
+    column_run: float = 1.3e-9
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
