@@ -1,8 +1,9 @@
 """Which kernel runs a Linear or Conv: the one that is cheaper by measured costs and the rate of nonzero inputs.
 
 `rows` adds the dense row of weights of every input that is not zero in any of STEPS_TOGETHER steps, to all of these
-steps' sums at once. `columns` adds every nonzero weight (CSR), under a mask of bits, to LANES positions at once, whatever
-the rate; a convolution's input is unfolded into its windows first. A Linear takes any input, a convolution bits: spikes and small counts.
+steps' sums at once; the row goes across all outputs, also those of other groups. `columns` adds every nonzero weight
+(CSR), under a mask of bits, to LANES positions at once, whatever the rate; a convolution's input is unfolded into its
+windows first. A Linear takes any input, a convolution bits: spikes and small counts.
 
 A layer's seconds are its work (how often each thing is done, per step and sample) times `Costs`. Padding is counted as if
 it were data.
@@ -15,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from stdeploy.exporters.event.formats import WORD, Layout
-from stdeploy.exporters.event.pack import LANES, blocks_of
+from stdeploy.exporters.event.formats import Layout
+from stdeploy.exporters.event.pack import blocks_of
 from stdeploy.exporters.event.products import takes_columns
+from stdeploy.exporters.event.stages import LANES, WORD
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Conv, Linear
 
@@ -36,9 +38,9 @@ class Costs:
     `row_add`: a weight of a row added to one step's sum. `row_output`: an output begun with its bias, fired and written.
     `row_visit`: a position looking at one input position of its window. `column_add`: a nonzero weight added at
     one position and bit plane; `column_value_add`: times the number at one position. `column_output`: as `row_output`.
-    `column_run`: a run of neighbouring positions copied when a window is unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear
-    and Conv of Spikformer-4-384-1536, dense, L1P 90 % and DSP 90 %, at a mean rate of 8 %
-    (benchmarks/results/event_costs.json).
+    `column_run`: a run of neighbouring positions copied when a window is unfolded. `machine`: where they were measured.
+    The defaults are fitted to both kernels of every Linear and Conv of Spikformer-4-384-1536, dense, L1P 90 % and
+    DSP 90 %, at a mean rate of 8 % (benchmarks/results/event_costs.json).
     """
 
     row_add: float = 1.1e-11

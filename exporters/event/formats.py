@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from stdeploy.exporters.event.stages import WORD
 from stdeploy.graph.value import Value
 
 Format = Literal["position bits", "position floats", "channel bits", "channel floats"]
 MOST_PLANES = 6
 """Bits of the largest counts that are held as bits: sums of residuals; beyond, floats cost less."""
-WORD = 64
 
 STEPS_BETWEEN: dict[Format, tuple[Format, ...]] = {
     "position bits": ("channel bits",),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, SOFT
+from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, LANES, MOST_VECTORS, SOFT, WORD
 from stdeploy.graph.ops import AvgPool, Conv, Linear, MaxPool, Neuron
 from stdeploy.graph.weight import Array
 
-LANES, MOST_VECTORS = 16, 6
-RUN = 64
+RUN = WORD
 """Bits that one move of a run takes."""
 
 

@@ -1,7 +1,7 @@
 """The stages of an event program: what each reads in a row of the program's table, and the bits of a neuron's kind.
 
-A stage is one row of int64: its operator's number, then the operator's fields in the order below. Fields that
-name a place hold it as an offset in elements: in the arena (float32 for floats, uint64 for bits), in the file's
+A stage is one row of int64: its operator's number, then the operator's fields in the order of its class, here or in
+bit_stages and float_stages. Fields that name a place hold it as an offset in elements: in the arena (float32 for floats, uint64 for bits), in the file's
 `weights` (float32) or in its `indices` (int32); -1 is none.
 
 Formats of a value of C channels, P positions and S steps (1 where it is the same at every step):
@@ -18,6 +18,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from stdeploy.exporters.event.bit_stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
+from stdeploy.exporters.event.float_stages import (
+    Affine,
+    Constant,
+    Elementwise,
+    Fire,
+    FirePositions,
+    Flip,
+    Gather,
+    Readout,
+    Segments,
+    Select,
+)
+
+LANES = 16
+"""Floats of a vector."""
+WORD = 64
+"""Bits of a word."""
+MOST_VECTORS = 6
+"""Vectors of outputs that Rows adds up at once: with STEPS_TOGETHER steps 24 of AVX-512's 32 registers."""
 STEPS_TOGETHER = 4
 """Steps whose events share a list: an input that is active in any of them has its weights read once."""
 
@@ -48,9 +68,10 @@ class Events(NamedTuple):
 class Rows(NamedTuple):
     """y[p] = sum of the weight rows of the active inputs that position p sees, then the neuron, if there is one.
 
-    The inputs are those of an Events stage (`places` point into `values`, so it is named). `taps`: in `indices`, P + 1 ends, then pairs (tap, input position); a
-    weight row is tap x C + c. `weight`: [blocks, rows, 16 vectors]; `nonzero`: int32 [blocks, rows]. `bias`:
-    [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau, rest, threshold, each [blocks, 16 vectors].
+    The inputs are those of an Events stage (`places` point into `values`, so it is named). `taps`: in `indices`, P + 1
+    ends, then pairs (tap, input position); a weight row is tap x C + c. `weight`: [blocks, rows, 16 vectors];
+    `nonzero`: int32 [blocks, rows]. `bias`: [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau,
+    rest, threshold, each [blocks, 16 vectors].
     """
 
     counts: int = 1
@@ -103,128 +124,6 @@ class Columns(NamedTuple):
     x_floats: int = 17
 
 
-class Turn(NamedTuple):
-    """The same bits by positions (`to_positions`) or by channels."""
-
-    x: int = 1
-    y: int = 2
-    planes: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    to_positions: int = 7
-
-
-class Flip(NamedTuple):
-    """The same floats by positions from those by channels (`to_positions`), or back."""
-
-    x: int = 1
-    y: int = 2
-    steps: int = 3
-    channels: int = 4
-    positions: int = 5
-    to_positions: int = 6
-
-
-class Unpack(NamedTuple):
-    """Floats by channels, unit x count, from bits by channels; `unit` in `weights`."""
-
-    x: int = 1
-    y: int = 2
-    planes: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    unit: int = 7
-
-
-class Pack(NamedTuple):
-    """Bits by channels from floats by channels, unit x count each; `unit` in `weights`."""
-
-    x: int = 1
-    y: int = 2
-    planes: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    unit: int = 7
-
-
-class Unfold(NamedTuple):
-    """Bits by channels of every (tap, channel): y[k C + c, dst : dst + n] = x[c, src : src + n] for the runs of tap k.
-
-    `runs`: in `indices`, taps + 1 ends, then triples (dst, src, n), n at most 64.
-    """
-
-    x: int = 1
-    y: int = 2
-    planes: int = 3
-    steps: int = 4
-    channels: int = 5
-    x_positions: int = 6
-    positions: int = 7
-    taps: int = 8
-    runs: int = 9
-
-
-class Union(NamedTuple):
-    """Spikes by positions: y[p] = or of x at the positions that p's window holds; `windows` as Rows.taps."""
-
-    x: int = 1
-    y: int = 2
-    steps: int = 3
-    channels: int = 4
-    x_positions: int = 5
-    positions: int = 6
-    windows: int = 7
-
-
-class AddCounts(NamedTuple):
-    """z = x + y, bit planes of either orientation, `words` a plane and step."""
-
-    x: int = 1
-    x_planes: int = 2
-    y: int = 3
-    y_planes: int = 4
-    z: int = 5
-    z_planes: int = 6
-    words: int = 7
-    steps: int = 8
-
-
-class Gate(NamedTuple):
-    """z = x y, bits by channels, one of them spikes; an operand of one channel or one position is spread."""
-
-    x: int = 1
-    x_planes: int = 2
-    x_steps: int = 3
-    x_channels: int = 4
-    x_positions: int = 5
-    y: int = 6
-    y_planes: int = 7
-    y_steps: int = 8
-    y_channels: int = 9
-    y_positions: int = 10
-    z: int = 11
-    steps: int = 12
-    channels: int = 13
-    positions: int = 14
-
-
-class CopyRows(NamedTuple):
-    """`length` words a step, from word `first` of each of x's planes to word `to` of y's; planes are so many words apart."""
-
-    x: int = 1
-    y: int = 2
-    steps: int = 3
-    length: int = 4
-    planes: int = 5
-    first: int = 6
-    to: int = 7
-    x_plane: int = 8
-    y_plane: int = 9
-
-
 class Tokens(NamedTuple):
     """K^T V of spikes by channels: y[h, d, e] = how many positions a[h:d] and b[h:e] share; floats [S, pairs].
 
@@ -261,91 +160,6 @@ class Pairs(NamedTuple):
     state: int = 12
 
 
-class Fire(NamedTuple):
-    """A neuron of its own: floats by channels to bits by channels."""
-
-    x: int = 1
-    x_steps: int = 2
-    y: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    neuron: int = 7
-    kind: int = 8
-    state: int = 9
-
-
-class FirePositions(NamedTuple):
-    """A neuron of its own: floats by positions to bits by positions; `size`: the channels' room in `neuron`."""
-
-    x: int = 1
-    x_steps: int = 2
-    y: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    neuron: int = 7
-    kind: int = 8
-    state: int = 9
-    size: int = 10
-
-
-class Elementwise(NamedTuple):
-    """y[t, i] = a[t, ia(i)] + or x b[t, ib(i)], floats; `a_index`, `b_index` in `indices`, -1: i itself."""
-
-    a: int = 1
-    a_steps: int = 2
-    a_size: int = 3
-    a_index: int = 4
-    b: int = 5
-    b_steps: int = 6
-    b_size: int = 7
-    b_index: int = 8
-    y: int = 9
-    steps: int = 10
-    size: int = 11
-    multiply: int = 12
-
-
-class Affine(NamedTuple):
-    """y = scale[c] x + shift[c], floats by channels or by positions; `shift` -1: none."""
-
-    x: int = 1
-    y: int = 2
-    steps: int = 3
-    outer: int = 4
-    channels: int = 5
-    inner: int = 6
-    scale: int = 7
-    shift: int = 8
-
-
-class Gather(NamedTuple):
-    """y[t, to(i)] = x[t, source(i)], floats; `to` -1: i itself."""
-
-    x: int = 1
-    x_steps: int = 2
-    x_size: int = 3
-    y: int = 4
-    y_size: int = 5
-    steps: int = 6
-    size: int = 7
-    source: int = 8
-    to: int = 9
-
-
-class Segments(NamedTuple):
-    """y[t, i] = max, or sum / divisor[i], of x[t] over a segment of `table`: size + 1 ends, then places."""
-
-    x: int = 1
-    x_size: int = 2
-    y: int = 3
-    steps: int = 4
-    size: int = 5
-    table: int = 6
-    divisor: int = 7
-
-
 class Product(NamedTuple):
     """A product of attention in floats by channels; `over`: 0 channels, 1 keys, 2 tokens, 3 pairs (ops.MatMul).
 
@@ -366,50 +180,6 @@ class Product(NamedTuple):
     table: int = 12
     n: int = 13
     m: int = 14
-
-
-class Select(NamedTuple):
-    """The `kept` best of n tokens by their scores; positions int32 [S, kept] at `chosen` (ops.Select).
-
-    `unit`: in `weights`, of scores that count; -1 for others.
-    """
-
-    x: int = 1
-    x_steps: int = 2
-    scores: int = 3
-    score_steps: int = 4
-    y: int = 5
-    steps: int = 6
-    channels: int = 7
-    tokens: int = 8
-    kept: int = 9
-    largest: int = 10
-    by_index: int = 11
-    unit: int = 12
-    chosen: int = 13
-    forced: int = 14
-
-
-class Readout(NamedTuple):
-    """y = mean (0), sum (1) or last (2) of x over the steps; `steps` of the whole run, 0 of them in x: static."""
-
-    x: int = 1
-    x_steps: int = 2
-    y: int = 3
-    size: int = 4
-    mode: int = 5
-    total: int = 6
-    state: int = 7
-
-
-class Constant(NamedTuple):
-    """y[t] = the constant in `weights`; `stride` apart from step to step."""
-
-    y: int = 1
-    steps: int = 2
-    size: int = 3
-    value: int = 4
-    stride: int = 5
 
 
 STAGES: tuple[type[tuple[int, ...]], ...] = (

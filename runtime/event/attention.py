@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import Pairs, Product, Tokens
+from stdeploy.exporters.event.stages import WORD, Pairs, Product, Tokens
 from stdeploy.runtime.event.fire import fire_positions
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import fetch_add, make_columns_sum, ones
+from stdeploy.runtime.event.scalars import fetch_add, ones
+from stdeploy.runtime.event.vectors import make_columns_sum
 
 TOKENS, PAIRS, PRODUCT = Tokens(), Pairs(), Product()
-WORD = 64
 
 _sum_pairs = make_columns_sum(1, 4, indexed=False)
 

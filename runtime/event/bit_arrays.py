@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from stdeploy.exporters.event.stages import WORD
 from stdeploy.graph.weight import Array
-
-WORD = 64
 
 
 def unpacked(words: Array, form: str, steps: int, shape: tuple[int, ...]) -> Array:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
+from stdeploy.exporters.event.bit_stages import AddCounts, CopyRows, Gate, Pack, Turn, Unfold, Union, Unpack
+from stdeploy.exporters.event.stages import LANES, WORD
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, add_bits, fetch_add, fill_vectors, ones
+from stdeploy.runtime.event.scalars import fetch_add, ones
+from stdeploy.runtime.event.vectors import add_bits, fill_vectors
 
 TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
 ADD, COPY, GATE = AddCounts(), CopyRows(), Gate()
-WORD = 64
 CHUNK = 512
 """Words that a thread takes at a time where any division will do."""
 
@@ -42,7 +43,7 @@ def _transpose(words: Any, at: int) -> None:
 
 @jit
 def turn(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `turn` stage (stages.Turn)."""
+    """One thread's share of a `turn` stage (bit_stages.Turn)."""
     steps, channels, positions = row[TURN.steps], row[TURN.channels], row[TURN.positions]
     by_channel, by_position = (positions + WORD - 1) // WORD, (channels + WORD - 1) // WORD
     block = m.scratch // 2
@@ -72,7 +73,7 @@ def turn(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def unpack(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of an `unpack` stage (stages.Unpack)."""
+    """One thread's share of an `unpack` stage (bit_stages.Unpack)."""
     steps, channels, positions = row[UNPACK.steps], row[UNPACK.channels], row[UNPACK.positions]
     words = (positions + WORD - 1) // WORD
     room = m.scratch
@@ -96,7 +97,7 @@ def unpack(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def pack(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `pack` stage (stages.Pack)."""
+    """One thread's share of a `pack` stage (bit_stages.Pack)."""
     steps, channels, positions, planes = (
         row[PACK.steps],
         row[PACK.channels],
@@ -139,7 +140,7 @@ def _move(m: Memory, x: int, y: int, stride: int, dst: int, src: int, n: int) ->
 
 @jit
 def unfold(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of an `unfold` stage (stages.Unfold)."""
+    """One thread's share of an `unfold` stage (bit_stages.Unfold)."""
     steps, channels, taps = row[UNFOLD.steps], row[UNFOLD.channels], row[UNFOLD.taps]
     x_words = (row[UNFOLD.x_positions] + WORD - 1) // WORD
     words = (row[UNFOLD.positions] + WORD - 1) // WORD
@@ -166,7 +167,7 @@ def unfold(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def union(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `union` stage (stages.Union)."""
+    """One thread's share of a `union` stage (bit_stages.Union)."""
     steps, positions, windows = row[UNION.steps], row[UNION.positions], row[UNION.windows]
     width = (row[UNION.channels] + WORD - 1) // WORD
     pairs = windows + (positions + 2) // 2 * 2
@@ -187,7 +188,7 @@ def union(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def add_counts(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of an `add_counts` stage: a ripple-carry adder, bit by bit plane (stages.AddCounts)."""
+    """One thread's share of an `add_counts` stage: a ripple-carry adder, bit by bit plane (bit_stages.AddCounts)."""
     words = row[ADD.words] * row[ADD.steps]
     while True:
         first = fetch_add(m.control, stage + 1, CHUNK)
@@ -217,7 +218,7 @@ def _spread(
 
 @jit
 def gate(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `gate` stage: spikes mask counts, bit plane by bit plane (stages.Gate)."""
+    """One thread's share of a `gate` stage: spikes mask counts, bit plane by bit plane (bit_stages.Gate)."""
     steps, channels, positions = row[GATE.steps], row[GATE.channels], row[GATE.positions]
     words = (positions + WORD - 1) // WORD
     planes = max(row[GATE.x_planes], row[GATE.y_planes])
@@ -247,7 +248,7 @@ def gate(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def copy_rows(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `copy_rows` stage (stages.CopyRows)."""
+    """One thread's share of a `copy_rows` stage (bit_stages.CopyRows)."""
     steps = row[COPY.steps]
     while True:
         plane = fetch_add(m.control, stage + 1, 1)

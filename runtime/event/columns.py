@@ -6,22 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import Columns
+from stdeploy.exporters.event.stages import LANES, STEPS_TOGETHER, WORD, Columns
 from stdeploy.runtime.event.fire import fire_positions
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import (
-    LANES,
-    fetch_add,
-    fill_vectors,
-    make_columns_sum,
-    make_values_sum,
-    ones,
-)
+from stdeploy.runtime.event.scalars import fetch_add, ones
+from stdeploy.runtime.event.vectors import fill_vectors, make_columns_sum, make_values_sum
 
 COLUMNS = Columns()
 CHUNK = 4
 """Outputs that a thread takes at a time."""
-WORD = 64
 
 _b11, _b14, _b41, _b44 = (make_columns_sum(s, g, indexed=True) for s in (1, 4) for g in (1, 4))
 _f11, _f14, _f41, _f44 = (make_values_sum(s, g) for s in (1, 4) for g in (1, 4))
@@ -111,9 +104,7 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
     """All steps of output o at the positions of word w."""
     positions, steps, state = row[COLUMNS.positions], row[COLUMNS.steps], row[COLUMNS.state]
     count = min(WORD, positions - w * WORD)
-    groups = (
-        1 if count <= LANES else 4
-    )  # a word's positions that are not there cost less than a kernel of their own
+    groups = 1 if count <= LANES else 4  # positions that are not there cost less than a kernel of their own
     size, place = groups * LANES, state + o * positions + w * WORD
     if row[COLUMNS.neuron] >= 0:
         rest = m.weights[row[COLUMNS.neuron] + 3 * o + 1]
@@ -121,7 +112,7 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
             m.floats[v + j] = m.floats[place + j] if m.step and j < count else rest
     t = 0
     while t < steps:
-        s = 1 if steps - t < 4 else 4
+        s = 1 if steps - t < STEPS_TOGETHER else STEPS_TOGETHER
         _sum(m, row, o, w, groups, t, s, sums)
         _emit(m, row, o, w, groups, t, s, sums, v)
         t += s
@@ -169,7 +160,7 @@ def columns(m: Memory, row: Any, stage: int) -> None:
     chunks = (outputs + CHUNK - 1) // CHUNK
     counted = row[COLUMNS.inputs] if m.counting else 0
     sums = m.scratch
-    v = sums + 5 * WORD
+    v = sums + STEPS_TOGETHER * WORD
     while True:
         unit = fetch_add(m.control, stage + 1, 1)
         if unit >= words * chunks + counted:

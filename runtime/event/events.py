@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import STEPS_TOGETHER, Events
+from stdeploy.exporters.event.stages import STEPS_TOGETHER, WORD, Events
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import fetch_add, lowest
+from stdeploy.runtime.event.scalars import fetch_add, lowest
 
 EVENTS = Events()
-WORD = 64
 
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 

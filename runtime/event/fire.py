@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, SOFT
+from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, LANES, SOFT
 from stdeploy.runtime.event.jit import jit
-from stdeploy.runtime.event.vectors import LANES, make_fire
+from stdeploy.runtime.event.vectors import make_fire
 
 _EACH = tuple(
     make_fire(bool(k & DECAY_INPUT), bool(k & DIVIDE), bool(k & SOFT), spread=False) for k in range(8)

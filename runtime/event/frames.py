@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import (
+from stdeploy.exporters.event.float_stages import (
     Affine,
     Constant,
     Elementwise,
@@ -18,20 +18,20 @@ from stdeploy.exporters.event.stages import (
     Segments,
     Select,
 )
+from stdeploy.exporters.event.stages import LANES, WORD
 from stdeploy.runtime.event.fire import fire_channels, fire_positions
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, fetch_add
+from stdeploy.runtime.event.scalars import fetch_add
 
 FLIP, FIRE, FIRE_P, ELEMENT, AFFINE = Flip(), Fire(), FirePositions(), Elementwise(), Affine()
 GATHER, SEGMENTS, SELECT, READOUT, CONSTANT = Gather(), Segments(), Select(), Readout(), Constant()
-WORD = 64
 CHUNK = 4096
 """Elements that a thread takes at a time."""
 
 
 @jit
 def flip(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `flip` stage (stages.Flip)."""
+    """One thread's share of a `flip` stage (float_stages.Flip)."""
     steps, channels, positions = row[FLIP.steps], row[FLIP.channels], row[FLIP.positions]
     tiles = (channels + LANES - 1) // LANES
     while True:
@@ -57,7 +57,7 @@ def flip(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def fire(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `fire` stage (stages.Fire)."""
+    """One thread's share of a `fire` stage (float_stages.Fire)."""
     steps, channels, positions, state = (
         row[FIRE.steps],
         row[FIRE.channels],
@@ -90,7 +90,7 @@ def fire(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def fire_by_position(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `fire_positions` stage (stages.FirePositions)."""
+    """One thread's share of a `fire_positions` stage (float_stages.FirePositions)."""
     steps, channels, positions = row[FIRE_P.steps], row[FIRE_P.channels], row[FIRE_P.positions]
     state, size, neuron = row[FIRE_P.state], row[FIRE_P.size], row[FIRE_P.neuron]
     words = (channels + WORD - 1) // WORD
@@ -120,7 +120,7 @@ def fire_by_position(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def elementwise(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of an `elementwise` stage (stages.Elementwise)."""
+    """One thread's share of an `elementwise` stage (float_stages.Elementwise)."""
     size, ia, ib = row[ELEMENT.size], row[ELEMENT.a_index], row[ELEMENT.b_index]
     chunks = (size + CHUNK - 1) // CHUNK
     while True:
@@ -147,7 +147,7 @@ def elementwise(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def affine(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of an `affine` stage (stages.Affine)."""
+    """One thread's share of an `affine` stage (float_stages.Affine)."""
     channels, inner = row[AFFINE.channels], row[AFFINE.inner]
     units = row[AFFINE.steps] * row[AFFINE.outer]
     while True:
@@ -167,7 +167,7 @@ def affine(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def gather(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `gather` stage (stages.Gather)."""
+    """One thread's share of a `gather` stage (float_stages.Gather)."""
     size, index, to = row[GATHER.size], row[GATHER.source], row[GATHER.to]
     while True:
         t = fetch_add(m.control, stage + 1, 1)
@@ -181,7 +181,7 @@ def gather(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def segments(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `segments` stage (stages.Segments)."""
+    """One thread's share of a `segments` stage (float_stages.Segments)."""
     size, table = row[SEGMENTS.size], row[SEGMENTS.table]
     places = table + size + 1
     chunks = (size + WORD - 1) // WORD
@@ -209,7 +209,7 @@ def segments(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def select(m: Memory, row: Any, stage: int) -> None:
-    """One thread's share of a `select` stage: insertion sort of the best, ties by index (stages.Select)."""
+    """One thread's share of a `select` stage: insertion sort of the best, ties by index (float_stages.Select)."""
     tokens, count, channels = row[SELECT.tokens], row[SELECT.kept], row[SELECT.channels]
     while True:
         t = fetch_add(m.control, stage + 1, 1)
@@ -260,7 +260,7 @@ def _sort(m: Memory, at: int, count: int) -> None:
 
 @jit
 def readout(m: Memory, row: Any, stage: int) -> None:
-    """A `readout` stage, on one thread: what it sums is small (stages.Readout)."""
+    """A `readout` stage, on one thread: what it sums is small (float_stages.Readout)."""
     if fetch_add(m.control, stage + 1, 1):
         return
     x, y, size, x_steps, state = (
@@ -291,7 +291,7 @@ def readout(m: Memory, row: Any, stage: int) -> None:
 
 @jit
 def constant(m: Memory, row: Any, stage: int) -> None:
-    """A `constant` stage, on one thread (stages.Constant)."""
+    """A `constant` stage, on one thread (float_stages.Constant)."""
     if fetch_add(m.control, stage + 1, 1):
         return
     size = row[CONSTANT.size]

@@ -20,7 +20,7 @@ def jit(function: F) -> F:
 class Memory(NamedTuple):
     """One thread's view of a session: the same arena in four types, the file's weights, counters.
 
-    A program is given arrays, its kernels the arrays' addresses (vectors.pointer).
+    A program is given arrays, its kernels the arrays' addresses (scalars.pointer).
 
     `floats` float32, `ints` int32, `words` uint64 and `halves` uint16 are the arena; `weights` float32 and
     `indices` int32 are the file's; `control` int64: barrier, then a work counter per stage; `synops` int64

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import Select
+from stdeploy.exporters.event.float_stages import Select
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.jit import Memory
 from stdeploy.runtime.event.memory import ALIGNED, Arena, aligned, plan, repeated

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.stages import NUMBER, STAGES, STEPS_TOGETHER, WIDTH
+from stdeploy.exporters.event.stages import LANES, MOST_VECTORS, NUMBER, STAGES, STEPS_TOGETHER, WIDTH
 from stdeploy.graph.weight import Array
 
 ALIGNED = 64
 """Bytes: a cache line."""
-LEAST_SCRATCH = 512
-"""Floats of scratch that any stage may use."""
-LANES = 16
+SCRATCH = (STEPS_TOGETHER + 1) * MOST_VECTORS * LANES
+"""Floats of scratch of a thread: Rows hold the sums of some steps and membranes; others need less."""
 _MOST = np.iinfo(np.int32).max
 """Floats of an arena: lists of events hold places in it as int32."""
 OVERREAD = 4 * 64
@@ -27,8 +26,8 @@ OVERREAD = 4 * 64
 class Arena:
     """Byte offsets of the buffers, the program's table, and the arena's size for so many threads.
 
-    `states` is where the state of neurons and readouts begins, `scratch` where the first thread's scratch does;
-    each thread has `room` bytes.
+    Behind the buffers lies the state of neurons and readouts; `scratch` is where the first thread's scratch begins, of
+    which each has `room` bytes.
     """
 
     table: Array
@@ -100,21 +99,13 @@ def plan(header: Mapping[str, Any], steps: int, threads: int, *, stateful: bool)
         if stateful and stage["state"]:
             row[columns["state"]] = end // 4
             end += -(-4 * stage["state"] // ALIGNED) * ALIGNED
-    room = 4 * max([LEAST_SCRATCH, *(_scratch(stage) for stage in stages)])
-    room = -(-room // ALIGNED) * ALIGNED
+    room = -(-4 * SCRATCH // ALIGNED) * ALIGNED
     if end // 4 > _MOST:
         raise UserError(
             f"the program needs {end / 2**30:.0f} GiB for {steps} steps of one sample, the engine takes 8",
             hint="stream it: step() holds one step at a time",
         )
     return Arena(table, places, end, room, end + room * threads + OVERREAD)
-
-
-def _scratch(stage: Mapping[str, Any]) -> int:
-    """Floats that a stage's kernel keeps to itself: rows hold the sums of some steps, and membranes."""
-    if stage["op"] != "Rows":
-        return 0
-    return int((STEPS_TOGETHER + 1) * LANES * stage["fields"]["vectors"])
 
 
 def aligned(size: int) -> Array:

@@ -28,7 +28,7 @@ from stdeploy.runtime.event.frames import (
 )
 from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.rows import rows
-from stdeploy.runtime.event.vectors import atomic_load, fetch_add, give_way, pointer
+from stdeploy.runtime.event.scalars import atomic_load, fetch_add, give_way, pointer
 
 PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py", "session.py", "threads.py"}
 """Files that nothing is compiled from."""
@@ -117,7 +117,8 @@ def _wait(control: Any, threads: int, round_: int) -> None:
 def _sources() -> str:
     """A digest of all that is compiled in: numba's cache looks only at the file of the function that it caches."""
     digest = hashlib.sha256()
-    for path in [Path(stages.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
+    tables = sorted(Path(stages.__file__).parent.glob("*stages.py"))
+    for path in [*tables, *sorted(Path(__file__).parent.glob("*.py"))]:
         if path.name not in PLAIN:
             digest.update(path.read_bytes())
     return digest.hexdigest()

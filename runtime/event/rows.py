@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from stdeploy.exporters.event.stages import STEPS_TOGETHER, Rows
+from stdeploy.exporters.event.stages import LANES, STEPS_TOGETHER, Rows
 from stdeploy.runtime.event.fire import fire_channels
 from stdeploy.runtime.event.jit import Memory, jit
-from stdeploy.runtime.event.vectors import LANES, copy_vectors, fetch_add, fill_vectors, make_rows_sum
+from stdeploy.runtime.event.scalars import fetch_add
+from stdeploy.runtime.event.vectors import copy_vectors, fill_vectors, make_rows_sum
 
 ROWS = Rows()
 CHUNK = 8

@@ -1,12 +1,11 @@
-"""What numba has no words for, as LLVM: sums of weight rows and of masked weights in vector registers, bits, atomics.
+"""Vectors of 16 floats, as LLVM: sums of weight rows and of masked weights in registers, copies, a neuron's step.
 
-LLVM splits the 16-lane vectors where the machine's are shorter. Arrays come as addresses (`pointer`) with offsets in
+LLVM splits the vectors where the machine's are shorter. Arrays come as addresses (scalars.pointer) with offsets in
 elements.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from llvmlite import ir
@@ -14,24 +13,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16
-MOST_VECTORS, MOST_STEPS = 6, 4
-"""Sums that one call holds, vectors x steps: 24 of AVX-512's 32 registers."""
+from stdeploy.exporters.event.stages import LANES
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def pointer(typing_context: Any, array: Any, offset: Any) -> Any:
-    """The address of array[offset]: what arrays are to the kernels, since numba counts references to arrays atomically."""
-    signature = types.CPointer(array.dtype)(array, types.int64)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
-
-    return signature, code
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
@@ -180,41 +166,14 @@ def make_columns_sum(steps: int, groups: int, indexed: bool) -> Any:
         sums: Any,
         s: Any,
     ) -> Any:
-        integer = types.int64
-        signature = types.void(
-            columns,
-            integer,
-            data,
-            integer,
-            integer,
-            types.float32,
-            integer,
-            bits,
-            integer,
-            integer,
-            sums,
-            integer,
-        )
+        n = types.int64
+        signature = types.void(columns, n, data, n, n, types.float32, n, bits, n, n, sums, n)
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            (
-                col_array,
-                c_,
-                data_array,
-                d_,
-                data_stride_,
-                scale_,
-                count_,
-                bit_array,
-                b_,
-                stride_,
-                sum_array,
-                s_,
-            ) = args
-            column = builder.gep(col_array, [c_])
-            datum = builder.gep(data_array, [d_])
-            bit = builder.gep(bit_array, [b_])
-            total = _vector_at(builder, sum_array, s_)
+            columns_, c_, data_, d_, data_stride_, scale_, count_, bits_, b_, stride_, sums_, s_ = args
+            column, datum = builder.gep(columns_, [c_]), builder.gep(data_, [d_])
+            bit = builder.gep(bits_, [b_])
+            total = _vector_at(builder, sums_, s_)
             zero = ir.Constant(_VECTOR, [0.0] * LANES)
 
             def term(j: Any, held: list[Any]) -> list[Any]:
@@ -404,68 +363,6 @@ def fill_vectors(typing_context: Any, value: Any, target: Any, t: Any, count: An
         spread = _splat(builder, value_)
         with cgutils.for_range(builder, count_) as loop:
             builder.store(spread, builder.gep(goal, [loop.index])).align = 4
-        return context.get_dummy_value()
-
-    return signature, code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def ones(typing_context: Any, word: Any) -> Any:
-    """How many bits of a uint64 are set."""
-    signature = types.int64(types.uint64)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return signature, code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest(typing_context: Any, word: Any) -> Any:
-    """Index of the lowest set bit of a uint64 that is not zero."""
-    signature = types.int64(types.uint64)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return signature, code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def fetch_add(typing_context: Any, array: Any, index: Any, amount: Any) -> Any:
-    """array[index] before `amount` was added to it, atomically."""
-    signature = types.int64(array, types.int64, types.int64)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.gep(args[0], [args[1]])
-        return builder.atomic_rmw("add", place, args[2], "seq_cst")
-
-    return signature, code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def atomic_load(typing_context: Any, array: Any, index: Any) -> Any:
-    """array[index], read anew from memory."""
-    signature = types.int64(array, types.int64)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.gep(args[0], [args[1]])
-        return builder.load_atomic(place, "seq_cst", 8)
-
-    return signature, code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def give_way(typing_context: Any) -> Any:
-    """Let another thread have the core (POSIX sched_yield; nothing elsewhere)."""
-    signature = types.void()
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if os.name == "posix":
-            function = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"
-            )
-            builder.call(function, [])
         return context.get_dummy_value()
 
     return signature, code

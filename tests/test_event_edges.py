@@ -1,0 +1,147 @@
+"""Small nets in the event engine where sizes, values, thresholds and weights are at their edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stdeploy.errors import UnsupportedError, UserError
+from stdeploy.graph import GraphBuilder, Weight, ops
+from stdeploy.graph.interpreter import interpret
+from stdeploy.graph.value import count
+from tests.event import KERNELS, chain, frames_of, same, session
+from tests.graphs import random_inputs
+
+
+def lif(threshold: float = 0.7, tau: float | None = 1.7, rest: float | None = -0.1) -> ops.Neuron:
+    return ops.Neuron(
+        None if tau is None else np.float32(tau),
+        np.float32(threshold),
+        None if rest is None else np.float32(rest),
+    )
+
+
+def linear(out: int, inp: int, seed: int = 0, scale: float = 1.0) -> ops.Linear:
+    rng = np.random.default_rng(seed)
+    weight = (scale * rng.integers(-8, 9, (out, inp)) / 8).astype(np.float32)
+    return ops.Linear(Weight.dense(weight), rng.integers(-4, 9, out).astype(np.float32) / 8)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_values_that_are_no_numbers_stay_with_their_sample(kind: str) -> None:
+    graph = chain(
+        (5, 3, 4), linear(17, 5), lif(), linear(4, 17, 1), lif(), ops.MaxPool((2, 2), (2, 2), (0, 0), (1, 1))
+    )
+    x = random_inputs(graph, 3)
+    with session(graph, kind) as engine:
+        clean = engine.run(x)
+        for value in (
+            np.nan,
+            np.inf,
+            -np.inf,
+            3e37,
+            -0.0,
+            1e-45,
+        ):  # 3e38 overflows in one order of sums, not in another
+            dirty = x.copy()
+            dirty[:, 1] = value
+            found = engine.run(dirty)
+            same(found, engine.run(dirty))
+            with np.errstate(all="ignore"):
+                wanted = interpret(graph, dirty, dtype=np.float32)
+            for name, spikes in found.spikes.items():
+                np.testing.assert_array_equal(spikes[:, ::2], clean.spikes[name][:, ::2])
+                steps = (
+                    slice(None) if abs(value) < 1 or np.isnan(value) else 0
+                )  # then the interpreter's 0 x inf
+                if (
+                    np.isfinite(value) or kind == "rows"
+                ):  # columns leaves out zero weights, the interpreter's 0 x inf
+                    np.testing.assert_array_equal(
+                        spikes[steps], wanted.spikes[name][steps], err_msg=f"{name}: {value}"
+                    )
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(
+    ("shape", "out"),
+    [((1,), 1), ((1, 1), 65), ((65, 63), 1), ((3, 65), 129), ((64, 64), 64), ((2, 4097), 2), ((97, 2), 97)],
+)
+@pytest.mark.parametrize("threshold", [-0.3, 0.0, 0.7])
+def test_sizes_about_a_word_and_thresholds_that_fire_without_input(
+    shape: tuple[int, ...], out: int, kind: str, threshold: float
+) -> None:
+    """Bits beyond the channels and the positions stay 0: they would be events of the next product."""
+    parts = (
+        lif(threshold),
+        linear(out, shape[0]),
+        lif(threshold, None, None),
+        linear(3, out, 1),
+        lif(threshold, 2.0),
+    )
+    graph = chain(shape, *parts)
+    x = random_inputs(graph, 2)
+    wanted = interpret(graph, x, dtype=np.float32)
+    with session(graph, kind, counting=True) as engine:
+        found = engine.run(x)
+        for name, spikes in wanted.spikes.items():
+            np.testing.assert_array_equal(found.spikes[name], spikes, err_msg=name)
+        np.testing.assert_array_equal(found.outputs["y"], wanted.outputs["y"])
+        assert engine.synops["n1"].sum() == np.count_nonzero(
+            parts[1].weight.array() != 0, axis=0
+        ) @ wanted.spikes[  # type: ignore[union-attr]
+            "n0"
+        ].reshape(3, 2, shape[0], -1).sum(axis=(0, 1, 3))
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_weights_that_are_all_zero(kind: str) -> None:
+    nothing = ops.Linear(Weight.dense(np.zeros((3, 4), np.float32)), None)
+    graph = chain(
+        (4, 5), lif(), nothing, lif(0.5), ops.Linear(Weight.dense(np.zeros((2, 3), np.float32)), None)
+    )
+    with session(graph, kind, counting=True) as engine:
+        found = engine.run(random_inputs(graph))
+        assert found.spikes["n0"].any() and not found.spikes["n2"].any() and not found.outputs["y"].any()
+        assert not any(counts.any() for counts in engine.synops.values())
+
+
+@pytest.mark.parametrize("layout", ["B", "TB"])
+def test_networks_without_neurons(layout: Any) -> None:
+    graph = chain((4, 5), linear(3, 4), ops.Scale(0.5), layout=layout)
+    x = np.round(8 * random_inputs(graph)) / 8
+    with session(graph) as engine:
+        np.testing.assert_array_equal(
+            engine.run(x).outputs["y"], interpret(graph, x, dtype=np.float32).outputs["y"]
+        )
+        assert engine.run(x).spikes == {}
+        engine.step(frames_of(engine, np.take(x, [0], axis=1 if layout == "TB" else 0))[0])
+        if layout == "TB":
+            with pytest.raises(UserError, match="needs a frame"):
+                engine.step()
+
+
+def test_inputs_that_count_are_held_against_their_domain() -> None:
+    builder = GraphBuilder(2)
+    x = builder.add(ops.Input((3,), ("channel",), "TB", count(0.5, 4)), name="input")
+    y = builder.add(linear(2, 3), (x,), name="fc")
+    builder.add(ops.Output("y", "TB"), (y,), name="output")
+    graph = builder.build()
+    counts = np.random.default_rng(0).integers(0, 5, (2, 3, 3)) / 2
+    for kind in KERNELS:
+        with session(graph, kind) as engine:
+            np.testing.assert_array_equal(
+                engine.run(counts).outputs["y"], interpret(graph, counts).outputs["y"]
+            )
+            for wrong in (-0.5, 0.25, 2.5, np.nan):
+                with pytest.raises(UserError, match="other values than"):
+                    engine.run(np.where(counts == counts.max(), wrong, counts))
+
+
+def test_a_window_of_nothing_but_padding_is_refused_over_spikes() -> None:
+    pool = ops.MaxPool((2,), (1,), (1,), (2,))
+    with pytest.raises(UnsupportedError, match="cannot run") as caught:
+        session(chain((2, 1), lif(), pool))
+    assert "nothing but padding" in str(caught.value.items[0])
