@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
 import pickle
 import signal
@@ -26,7 +27,7 @@ from stdeploy.graph import Graph, GraphBuilder, Weight, ops
 from stdeploy.graph.interpreter import interpret
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event import machine as machine_module
-from stdeploy.runtime.event import program
+from stdeploy.runtime.event import program, threads
 from stdeploy.runtime.event.session import EventSession
 from tests.event import KERNELS, chain, kernels, same, session
 from tests.graphs import random_inputs, spikformer_graph
@@ -251,6 +252,48 @@ def test_an_interrupt_leaves_a_session_that_runs(
         same(engine.run(x[:, :batch]), wanted)
 
 
+def test_threads_that_are_let_go_begin_no_further_stage(net: tuple[Graph, Array]) -> None:
+    """What it reads may not be there yet, its lists of events neither."""
+    graph, x = net
+    with session(graph, threads=2) as engine:
+        machine = engine._machine(engine.steps, 2)
+        machine.array(engine.header["input"]["buffer"])[:] = x[:, 0].reshape(-1)
+        begun = machine._control[1:]
+        machine._control[0] = program.OPEN
+        program.run(machine._memory(0, 0, False), machine.table, 2, machine.stages, 2)
+        assert begun[2] > 0 and np.count_nonzero(begun) == 1
+        machine.run(0, machine.stages)
+        assert np.all(begun > 0)
+        machine.close()
+
+
+def test_a_stream_that_was_interrupted_is_not_continued(
+    net: tuple[Graph, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, x = net
+    with session(graph) as engine:
+        wanted = [engine.step(frame).outputs["output"] for frame in x[:, 0]]
+        engine.reset()
+        engine.step(x[0, 0])
+        real = machine_module.run_stages
+
+        def interrupted(*arguments: Any) -> int:
+            real(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(machine_module, "run_stages", interrupted)
+            engine.step(x[1, 0])
+        for other in (engine, copy.copy(engine)):
+            with pytest.raises(UserError, match="interrupted") as caught:
+                other.step(x[1, 0])
+            assert caught.value.hint == "call reset() first"
+        engine.run(x)
+        engine.reset()
+        for frame, outputs in zip(x[:, 0], wanted, strict=True):
+            np.testing.assert_array_equal(engine.step(frame).outputs["output"], outputs)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own(net: tuple[Graph, Array]) -> None:
     graph, x = net
@@ -286,6 +329,42 @@ def test_threads_that_cannot_be(net: tuple[Graph, Array], monkeypatch: pytest.Mo
         EventSession(file)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are bound to CPUs on Linux only")
+@pytest.mark.parametrize("name", ["sched_getaffinity", "sched_setaffinity"])
+def test_a_machine_that_forbids_binding_threads_runs_them_anywhere(
+    net: tuple[Graph, Array], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, x = net
+    wanted = session(graph).run(x[:, :1])
+
+    def forbidden(*arguments: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with session(graph, threads=2) as engine:
+        monkeypatch.setattr(os, name, forbidden)
+        same(engine.run(x[:, :1]), wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are bound to CPUs on Linux only")
+def test_processes_beside_each_other_take_other_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one core's second hardware thread only after all cores' first."""
+    siblings = {cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}\n" for cpu in range(8)}
+    monkeypatch.setattr(Path, "read_text", lambda path: siblings[int(path.parts[-3].removeprefix("cpu"))])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(siblings))
+    bound: list[int] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cpus: bound.extend(cpus))
+    for process in range(1000, 1004):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        monkeypatch.setattr(threads, "_groups", itertools.count())
+        pin = threads._pinner(2)
+        assert pin is not None
+        pin(), pin()
+    assert sorted(bound) == list(siblings)
+    pairs = [{cpu // 2 for cpu in bound[k : k + 2]} for k in range(0, 8, 2)]
+    assert all(len(cores) == 2 for cores in pairs), "two threads of a session share a core"
+    assert threads._pinner(9) is None
+
+
 def test_the_program_is_compiled_once_for_all_of_this(net: tuple[Graph, Array], tmp_path: Path) -> None:
     """Arrays in memory and mapped ones are of one type."""
     graph, x = net
@@ -299,7 +378,7 @@ def test_the_engine_runs_where_numba_may_write_nowhere(tmp_path: Path) -> None:
     code = """
 import numba.core.caching as caching
 caching.CacheImpl._locator_classes = []
-from stdeploy.runtime.event import program
+from stdeploy.runtime.event import program, threads
 assert not program.run.signatures and type(program.run._cache).__name__ == 'NullCache'
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

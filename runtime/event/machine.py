@@ -12,6 +12,7 @@ from stdeploy.exporters.event.float_stages import Select
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.jit import Memory
 from stdeploy.runtime.event.memory import ALIGNED, Arena, aligned, plan, repeated
+from stdeploy.runtime.event.program import OPEN
 from stdeploy.runtime.event.program import run as run_stages
 from stdeploy.runtime.event.threads import Threads
 
@@ -20,8 +21,6 @@ _KINDS: dict[str, tuple[Any, int]] = {
     "floats": (np.float32, 4),
     "ints": (np.int32, 4),
 }
-_OPEN = 1 << 40
-"""More arrivals at a barrier than it ever waits for: whoever waits there goes on."""
 
 
 class Machine:
@@ -63,7 +62,7 @@ class Machine:
         """
         if first == last:
             return
-        if self._control[0] >= _OPEN:
+        if self._control[0] >= OPEN:
             self.close()
         self._control[:] = 0
         if self.threads == 1:
@@ -80,7 +79,7 @@ class Machine:
             for share in (s for s in shares if s.done()):
                 share.result()
         except BaseException:
-            self._control[0] = _OPEN  # nobody waits for this thread any longer
+            self._control[0] = OPEN  # no stage begins before the one in front of it is whole
             self.close()
             raise
 

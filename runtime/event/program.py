@@ -34,6 +34,8 @@ PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py
 """Files that nothing is compiled from."""
 SPINS = 2000
 """Looks at the barrier before a waiting thread offers its core to others."""
+OPEN = 1 << 40
+"""More arrivals at a barrier than it ever waits for: threads that find as many stop behind their stage."""
 
 _EVENTS, _ROWS, _COLUMNS, _TURN, _FLIP = (
     NUMBER["Events"],
@@ -104,14 +106,17 @@ def _share(m: Memory, row: Any, stage: int) -> None:
 
 
 @jit
-def _wait(control: Any, threads: int, round_: int) -> None:
-    """Return when all threads have come here for the `round_`-th time."""
+def _wait(control: Any, threads: int, round_: int) -> bool:
+    """Return when all threads have come here for the `round_`-th time; false where they are to stop instead."""
     fetch_add(control, 0, 1)
     looks = 0
-    while atomic_load(control, 0) < threads * round_:
+    arrived = atomic_load(control, 0)
+    while arrived < threads * round_:
         looks += 1
         if looks > SPINS:
             give_way()
+        arrived = atomic_load(control, 0)
+    return arrived < OPEN
 
 
 def _sources() -> str:
@@ -144,8 +149,8 @@ def _compiled(sources: str) -> Any:
         )
         for stage in range(first, last):
             _share(at, pointer(table, stage * WIDTH), stage)
-            if threads > 1:
-                _wait(at.control, threads, stage - first + 1)
+            if threads > 1 and not _wait(at.control, threads, stage - first + 1):
+                break
         return len(sources)
 
     options = {"nogil": True, "error_model": "numpy"}

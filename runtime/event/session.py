@@ -49,6 +49,8 @@ class EventSession:
         self.steps = int(self.header["steps"])
         self.synops: dict[str, Array] = {}
         """By node name, int64 [samples, steps]: done by the last call (steps is 1 where every step is the same)."""
+        self._lock = threading.RLock()
+        self._closed = False
         self._prepare()
 
     def _prepare(self) -> None:
@@ -57,8 +59,7 @@ class EventSession:
         self._shares = Threads(self.threads)
         self._stream: Machine | None = None
         self._seen = 0
-        self._closed = False
-        self._lock = threading.RLock()
+        self._whole = True
 
     def run(
         self, inputs: Array, forced: Mapping[str, Array] | None = None, *, spikes: bool = True
@@ -94,12 +95,15 @@ class EventSession:
 
         Outputs over time are those of the steps since the last `reset`; what follows a readout is done anew for them.
         What is the same at every step is done when a frame is given. None repeats a static input. UserError where
-        the frame does not fit, or the model's parameters end (those that differ from step to step).
+        the frame does not fit, the model's parameters end (those that differ from step to step), or the step before
+        was interrupted.
         """
         given = self.header["input"]
         array = None if values is None else frame(self.header, values)
         with self._lock:
             self._require_open()
+            if not self._whole:
+                raise UserError("the last step was interrupted", hint="call reset() first")
             if self._seen >= self.steps and self.header["timed"]:
                 raise UserError(
                     f"the model has parameters for {self.steps} steps, this is one more",
@@ -109,6 +113,7 @@ class EventSession:
                 raise UserError("step() needs a frame", hint="only a static input can be repeated")
             self._stream = self._stream or self._machine(1, self.threads, stateful=True)
             machine, part = self._stream, _Part()
+            self._whole = False
             if array is not None:
                 machine.array(given["buffer"])[:] = array.reshape(-1)
             machine.synops[:] = 0
@@ -119,12 +124,13 @@ class EventSession:
                     part.selections.setdefault(name, self._tokens(machine, name))
             self._finish(machine, part)
             self._seen += 1
+            self._whole = True
             return self._gathered([part], spikes)
 
     def reset(self) -> None:
         """Forget the stream: the next `step` begins at rest."""
         with self._lock:
-            self._seen = 0
+            self._seen, self._whole = 0, True
 
     def close(self) -> None:
         """End the session's threads and free its memory; a later call is a UserError."""
@@ -150,6 +156,7 @@ class EventSession:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         stream = state.pop("stream")
+        self._lock = threading.RLock()
         self.threads = state["threads"]
         self._prepare()
         vars(self).update(state)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-_first_cpu = itertools.count()
+_groups = itertools.count()
 
 
 class Threads:
@@ -38,15 +40,32 @@ class Threads:
 
 
 def _pinner(count: int) -> Callable[[], None] | None:
-    """What binds each of `count` threads that calls it to the next CPU; None where the CPUs are too few or cannot be set."""
+    """What binds each of `count` threads that calls it to the next CPU; None where the CPUs are too few or cannot be set.
+
+    Where threads begin differs from process to process: workers of one server would all take the first CPUs.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None
-    cpus = sorted(os.sched_getaffinity(0))
+    try:
+        cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (_rank(cpu), cpu))
+    except OSError:
+        return None
     if count > len(cpus):
         return None
-    order = itertools.count(next(_first_cpu) * count)
+    order = itertools.count((os.getpid() + next(_groups)) * count)
 
     def pin() -> None:
-        os.sched_setaffinity(0, {cpus[next(order) % len(cpus)]})
+        with contextlib.suppress(OSError):  # forbidden here, or the CPU was taken away: slower, not wrong
+            os.sched_setaffinity(0, {cpus[next(order) % len(cpus)]})
 
     return pin
+
+
+def _rank(cpu: int) -> int:
+    """0 for the first hardware thread of a core, 1 for the second; 0 where the system does not tell."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        first, _, last = siblings.read_text().replace("-", ",").strip().partition(",")
+        return int(bool(last) and int(first) != cpu)
+    except (OSError, ValueError):
+        return 0
