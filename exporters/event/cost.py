@@ -93,7 +93,7 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
     room = blocks * vectors * LANES
     work = {
         "rows": {
-            "row_add": rate.together * products * room / outputs,
+            "row_add": rate.together * layout.channels * taps * positions * room,
             "row_output": float(room * positions),
             "row_visit": float(blocks * taps * positions),
         }
