@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stdeploy.runtime.bench import machine
 from stdeploy.runtime.bench.engine import Batches, measure, schedule
 from stdeploy.runtime.bench.process import Spec, WorkerProcess
 from stdeploy.runtime.bench.report import Plan, Point
@@ -211,3 +212,17 @@ def test_too_few_samples_go_round() -> None:
 def test_two_candidates_of_one_name_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="same name"):
         measure([spec("a"), spec("a")], INPUTS, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(None, 8), ("max 100000", 8), ("150000 100000", 2), ("5000 100000", 1), ("9900000 100000", 8), ("", 8)],
+)
+def test_a_container_has_no_more_cores_than_its_quota(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert machine.available_cores() == cores

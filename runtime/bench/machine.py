@@ -24,6 +24,8 @@ PACKAGES = (
     "numpy",
 )
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of CPU time in each period, or `max`; and the period."""
 BUSY = 0.25
 """Load average per core above which others are at work."""
 
@@ -81,8 +83,12 @@ def examine_machine(device: str = "cpu") -> Machine:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: no more than its container has time for, where that is limited (cgroup 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = (_first(_QUOTA) or "").partition(" ")
+    if quota.isdecimal() and period.isdecimal() and int(period):
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    return cores
 
 
 def _first(path: Path) -> str | None:
