@@ -7,7 +7,7 @@
 Dense, L1P and DSP networks that fire at 8 % of neurons (benchmarks/networks.py). Every network: its candidates in
 processes of their own, outputs compared, then turns in shuffled order. The curves against sparsity and firing rate:
 all networks' event files in the same turns. Writes benchmarks/results/event_engine.json and event_engine.svg;
-`python -m benchmarks.tables` puts the table into README.md and docs/event.md.
+`python -m benchmarks.tables` puts the table into README.md.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def compared(net: Net, networks: Path, data: Path, plan: Plan, folder: Path) -> 
     options = benchmark.BenchOptions(names, SessionOptions(), data)
     plan = plan if net in MAIN else replace(plan, batches=(1,))
     report = benchmark.bench(net.file(networks), [], None, plan, options, folder=folder / net.name, log=log)
+    report = replace(report, inputs=f"{data.name} of benchmarks/networks.py")  # not where it lay for this run
     return report, folder / net.name / "model" / "stdeploy.sev"
 
 
