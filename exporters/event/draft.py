@@ -32,7 +32,7 @@ class Blob:
     def add(self, array: Any) -> int:
         """Store `array`, flat; its first element's index."""
         flat = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
-        key = hashlib.sha256(flat).digest()
+        key = hashlib.sha256(flat.tobytes()).digest()
         if key in self._places:
             return self._places[key]
         place = self._places[key] = self._size

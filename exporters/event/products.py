@@ -7,6 +7,7 @@ import numpy as np
 from stdeploy.exporters.event import pack
 from stdeploy.exporters.event.formats import Layout
 from stdeploy.exporters.event.lowering import Lowering, fused, neuron_by_channel, once
+from stdeploy.exporters.event.stages import LANES
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Node
 from stdeploy.graph.weight import Array
@@ -74,7 +75,7 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
         room = pack.padded(values, outputs, 0)
         room[0, outputs:], room[2, outputs:] = 1, np.inf  # channels that are not there never fire
         fields |= {"neuron": draft.floats.add(room), "kind": kind}
-        state = windows.positions * blocks * vectors * pack.LANES
+        state = windows.positions * blocks * vectors * LANES
     y = draft.hold(target, "position bits" if neuron else "position floats")
     names = [node.name] if neuron is None else [node.name, target.name]
     steps = {"steps": target.value.time == "step"}

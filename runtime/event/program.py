@@ -116,7 +116,7 @@ def _wait(control: Any, threads: int, round_: int) -> bool:
         if looks > SPINS:
             give_way()
         arrived = atomic_load(control, 0)
-    return arrived < OPEN
+    return bool(arrived < OPEN)
 
 
 def _sources() -> str:
