@@ -221,6 +221,9 @@ def test_ctrl_c_leaves_neither_process_nor_folder(folder: Path, tmp_path: Path) 
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where a shell runs this behind &
     )
     assert child.stderr is not None
     for line in child.stderr:
