@@ -11,7 +11,6 @@ from stdeploy.energy.signals import Signals
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event.cost import Rate
 from stdeploy.exporters.event.plan import Rates
-from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.graph import Graph
 from stdeploy.graph.ops import Conv, Linear
 from stdeploy.graph.weight import Array
@@ -28,28 +27,31 @@ def wants_rates(target: str) -> bool:
 
 
 def input_rates(source: Source, lowered: Graph, inputs: Array) -> dict[str, Rate]:
-    """Shares of nonzero input elements of every Linear and Conv of `lowered`, by name, on the source's own spikes."""
+    """Rates of the inputs of every Linear and Conv of `lowered`, by name, on the source's own spikes."""
     axis = batch_axis(source.graph)
     layers = [node for node in lowered if isinstance(node.op, Linear | Conv)]
-    totals = {node.name: np.zeros(4, np.int64) for node in layers}
+    totals = {node.name: np.zeros(3, np.int64) for node in layers}
     batch = batch_for(lowered)
     for start in range(0, inputs.shape[axis], batch):
         part = np.take(inputs, range(start, min(start + batch, inputs.shape[axis])), axis=axis)
         run = source.reference.run(part)
         signals = Signals(lowered, part, spikes_of(lowered, source.graph, run.spikes), run.selections)
         for node in layers:
-            totals[node.name] += _shares(signals.nonzero(node.inputs[0]))
+            totals[node.name] += _counted(signals, node.inputs[0])
     return {
-        name: Rate(each / max(1, size), together / max(1, groups))
-        for name, (each, size, together, groups) in ((n, t.tolist()) for n, t in totals.items())
+        name: Rate(nonzero / max(1, size), bits / max(1, size))
+        for name, (nonzero, bits, size) in ((n, t.tolist()) for n, t in totals.items())
     }
 
 
-def _shares(nonzero: Array) -> Array:
-    """Of `[rows, ...]`: how many are true and how many there are, at a step and in any of STEPS_TOGETHER steps."""
-    starts = np.arange(0, nonzero.shape[0], STEPS_TOGETHER)
-    together = np.logical_or.reduceat(nonzero, starts, axis=0)
-    return np.array([np.count_nonzero(nonzero), nonzero.size, np.count_nonzero(together), together.size])
+def _counted(signals: Signals, name: str) -> Array:
+    """Elements of a value that are not zero, bits that are set in its counts, and elements."""
+    there, domain = signals.nonzero(name), signals.graph[name].value.domain
+    nonzero = bits = int(np.count_nonzero(there))
+    if domain.maximum is not None and domain.maximum > 1:
+        units = signals.units(name)
+        bits = sum(int(np.count_nonzero(units >> k & 1)) for k in range(domain.maximum.bit_length()))
+    return np.array([nonzero, bits, there.size])
 
 
 def rate_option(source: Source, lowered: Graph, inputs: Array, data: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from stdeploy.files import atomic_write
 from stdeploy.graph.weight import Array
 
 SUFFIX = ".sev"
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 """Bytes: a cache line, and the width of an AVX-512 load."""
 

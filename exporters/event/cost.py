@@ -1,9 +1,9 @@
 """Which kernel runs a Linear or Conv: the one that is cheaper by measured costs and the rate of nonzero inputs.
 
-`rows` adds the dense row of weights of every input that is not zero in any of STEPS_TOGETHER steps, to all of these
-steps' sums at once; the row goes across all outputs, also those of other groups. `columns` adds every nonzero weight
-(CSR), under a mask of bits, to LANES positions at once, whatever the rate; a convolution's input is unfolded into its
-windows first. A Linear takes any input, a convolution bits: spikes and small counts.
+`rows` adds the dense row of weights of every set bit of an input, or of every input that is held as a number, to the sums
+of the outputs; WORD rows in which a block of outputs has no weight, as those of other groups, are left out. `columns` adds
+every nonzero weight (CSR), under a mask of bits, to LANES positions at once, whatever the rate; a convolution's input is
+unfolded into its windows first. A Linear takes any input, a convolution bits: spikes and small counts.
 
 A layer's seconds are its work (how often each thing is done, per step and sample) times `Costs`. Padding is counted as if
 it were data.
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from stdeploy.exporters.event.formats import Layout
-from stdeploy.exporters.event.pack import blocks_of
+from stdeploy.exporters.event.pack import blocks_of, parts_of
 from stdeploy.exporters.event.products import takes_columns
 from stdeploy.exporters.event.stages import LANES, WORD
 from stdeploy.graph.graph import Graph, Node
@@ -25,31 +25,31 @@ from stdeploy.graph.ops import Conv, Linear
 
 
 class Rate(NamedTuple):
-    """Shares of a layer's input elements that are not zero: at a step, and in any of STEPS_TOGETHER steps."""
+    """Of a layer's input elements at a step: the share that is not zero, and how many bits are set in one (of spikes the same)."""
 
-    step: float
-    together: float
+    nonzero: float
+    bits: float
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of one thread for each thing that kernels do.
 
-    `row_add`: a weight of a row added to one step's sum. `row_output`: an output begun with its bias, fired and written.
-    `row_visit`: a position looking at one input position of its window. `column_add`: a nonzero weight added at
+    `row_add`: a weight of a row added to one sum. `row_output`: an output begun with its bias, fired and written.
+    `row_visit`: a block of outputs looking at WORD inputs of one position of a window. `column_add`: a nonzero weight added at
     one position and bit plane; `column_value_add`: times the number at one position. `column_output`: as `row_output`.
     `column_run`: a run of neighbouring positions copied when a window is unfolded. `machine`: where they were measured.
     The defaults are fitted to both kernels of every Linear and Conv of Spikformer-4-384-1536, dense, L1P 90 % and
     DSP 90 %, at a mean rate of 8 % (benchmarks/results/event_costs.json).
     """
 
-    row_add: float = 1.1e-11
-    row_output: float = 5.0e-10
-    row_visit: float = 0.0
+    row_add: float = 8.0e-12
+    row_output: float = 2.5e-10
+    row_visit: float = 7.9e-9
     column_add: float = 1.8e-11
     column_value_add: float = 2.4e-11
-    column_output: float = 3.0e-10
-    column_run: float = 1.3e-9
+    column_output: float = 2.3e-10
+    column_run: float = 0.0
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,22 +86,25 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
     if not isinstance(op, Linear | Conv):
         raise TypeError(f"{node.name} is neither Linear nor Conv")
     outputs, *space = node.value.shape
-    positions, taps = math.prod(space), math.prod(op.weight.shape[2:])
+    positions = math.prod(space)
     products = op.weight.size * positions
     layout = Layout.of(graph[node.inputs[0]].value)
     blocks, vectors = blocks_of(outputs)
     room = blocks * vectors * LANES
+    parts, rows = parts_of(op, layout.channels)
     work = {
         "rows": {
-            "row_add": rate.together * layout.channels * taps * positions * room,
+            "row_add": (rate.bits if layout.planes else 1.0) * rows * positions * vectors * LANES,
             "row_output": float(room * positions),
-            "row_visit": float(blocks * taps * positions),
+            "row_visit": float(parts * positions * max(1, layout.planes)),
         }
     }
     if takes_columns(op, layout):
         last = positions % WORD
         padded = positions - last + (0 if not last else LANES if last <= LANES else WORD)
-        runs = taps * layout.channels * _runs(op, space) if isinstance(op, Conv) else 0
+        runs = (
+            math.prod(op.weight.shape[2:]) * layout.channels * _runs(op, space) if isinstance(op, Conv) else 0
+        )
         values = isinstance(op, Linear) and layout.planes != 1
         work["columns"] = {
             "column_add": 0.0 if values else float(op.weight.nnz * padded * layout.planes),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from stdeploy.exporters.event.formats import Format, Layout, route
-from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.weight import Array
 
@@ -63,15 +62,14 @@ class Draft:
     buffers: dict[str, dict[str, Any]] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     held: dict[str, dict[Format, str]] = field(default_factory=dict)
-    listed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def layout(self, name: str) -> Layout:
         """Sizes of a node's value."""
         return Layout.of(self.graph[name].value)
 
-    def buffer(self, name: str, kind: str, count: int, stepped: bool, *, listed: bool = False) -> str:
-        """A new buffer of `count` elements a step, or (`listed`) a list of events: bits (uint64), floats or ints."""
-        self.buffers[name] = {"kind": kind, "count": count, "stepped": stepped, "listed": listed}
+    def buffer(self, name: str, kind: str, count: int, stepped: bool) -> str:
+        """A new buffer of `count` elements a step: bits (uint64), floats or ints."""
+        self.buffers[name] = {"kind": kind, "count": count, "stepped": stepped}
         return name
 
     def hold(self, node: Node, form: Format) -> str:
@@ -140,43 +138,3 @@ class Draft:
             {"steps": layout.stepped},
             once=node.value.time == "static",
         )
-
-    def events(self, name: str) -> dict[str, str]:
-        """The buffers of a value's lists of events (stages.Events), made where they are not there yet."""
-        if name not in self.listed:
-            layout, node = self.layout(name), self.graph[name]
-            bits = layout.planes > 0
-            places = {"x": self.need(name, "position bits" if bits else "position floats")}
-            made = {}
-            for part, each in (("counts", 1), ("rows", layout.channels), ("places", layout.channels)):
-                count = layout.positions * each
-                made[part] = self.buffer(
-                    f"{name} {part} of events", "ints", count, layout.stepped, listed=True
-                )
-            if not bits or layout.planes > 1:
-                count = layout.size * STEPS_TOGETHER
-                made["values"] = self.buffer(
-                    f"{name} values of events", "floats", count, layout.stepped, listed=True
-                )
-            else:
-                places["patterns"] = self._patterns()
-            fields = {
-                "x_floats": not bits,
-                "planes": layout.planes,
-                "channels": layout.channels,
-                "positions": layout.positions,
-            }
-            once = node.value.time == "static"
-            self.stage("Events", [name], {**places, **made}, fields, {"steps": layout.stepped}, once=once)
-            self.listed[name] = made
-        return self.listed[name]
-
-    def _patterns(self) -> str:
-        """The buffer of a spike's factors in four steps, by the number whose bits those steps are."""
-        name = "patterns of spikes"
-        if name not in self.buffers:
-            table = np.arange(2**STEPS_TOGETHER)[:, None] >> np.arange(STEPS_TOGETHER) & 1
-            fields = {"size": table.size, "value": self.floats.add(table), "stride": 0}
-            y = self.buffer(name, "floats", table.size, False)
-            self.stage("Constant", [], {"y": y}, fields, {"steps": False}, once=True)
-        return name

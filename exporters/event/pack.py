@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, LANES, MOST_VECTORS, SOFT, WORD
+from stdeploy.exporters.event.stages import (
+    DECAY_INPUT,
+    DIVIDE,
+    LANES,
+    MOST_VECTORS,
+    POSITIONS_TOGETHER,
+    SOFT,
+    WORD,
+)
 from stdeploy.graph.ops import AvgPool, Conv, Linear, MaxPool, Neuron
 from stdeploy.graph.weight import Array
 
@@ -26,8 +34,18 @@ class Windows:
 
     def table(self) -> Array:
         """int32: ends, then from an even place on the pairs."""
-        gap = np.zeros(self.ends.size % 2, np.int32)
-        return np.concatenate([self.ends, gap, self.pairs.reshape(-1)]).astype(np.int32)
+        return _table(self.ends, self.pairs)
+
+    def visits(self) -> Array:
+        """int32: of every POSITIONS_TOGETHER positions and each tap the end of its pairs, after a 0, then from an even place
+        on the pairs (position among these, input position)."""
+        position = np.repeat(np.arange(self.positions), np.diff(self.ends))
+        group, place = np.divmod(position, POSITIONS_TOGETHER)
+        run = group * self.taps + self.pairs[:, 0]
+        order = np.argsort(run, kind="stable")
+        runs = -(-self.positions // POSITIONS_TOGETHER) * self.taps
+        ends = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=runs))])
+        return _table(ends, np.stack([place, self.pairs[:, 1]], axis=1)[order])
 
     def runs(self) -> Array:
         """int32: taps + 1 ends, then (dst, src, n): where neighbouring outputs see neighbouring inputs."""
@@ -41,6 +59,12 @@ class Windows:
                 triples += [(dst[k], src[k], min(RUN, part[-1] + 1 - k)) for k in part[::RUN]]
             ends.append(len(triples))
         return np.concatenate([ends, np.asarray(triples, dtype=np.int64).reshape(-1)]).astype(np.int32)
+
+
+def _table(ends: Array, pairs: Array) -> Array:
+    """int32: ends, then from an even place on the pairs."""
+    gap = np.zeros(ends.size % 2, np.int32)
+    return np.concatenate([ends, gap, pairs.reshape(-1)]).astype(np.int32)
 
 
 def identity(positions: int) -> Windows:
@@ -107,6 +131,41 @@ def rows(weights: scipy.sparse.csr_array) -> tuple[Array, Array]:
     dense = padded(np.ascontiguousarray(weights.toarray().T), outputs, 0)
     stacked = np.ascontiguousarray(dense.reshape(inputs, blocks, vectors * LANES).swapaxes(0, 1))
     return stacked, np.count_nonzero(stacked, axis=2).astype(np.int32)
+
+
+def touched(op: Linear | Conv, channels: int) -> Array:
+    """bool [blocks, taps, channels]: whether an input has a nonzero weight in a block of outputs."""
+    weight = op.weight.array()
+    outputs, inputs = weight.shape[:2]
+    there = weight.reshape(outputs, inputs, -1) != 0
+    blocks, vectors = blocks_of(outputs)
+    size, per = vectors * LANES, outputs * inputs // channels
+    found = np.zeros((blocks, there.shape[2], channels), bool)
+    for first in sorted({*range(0, outputs, size), *range(0, outputs, per)}):
+        last = min(outputs, first // size * size + size, first // per * per + per)
+        group = first // per * inputs
+        found[first // size, :, group : group + inputs] |= there[first:last].any(axis=0).T
+    return found
+
+
+def parts(found: Array) -> Array:
+    """int32: blocks + 1 ends, then from an even place on the pairs (tap, first channel) of the runs of WORD rows that are
+    `touched`."""
+    block, tap, word = np.nonzero(_by_word(found))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=found.shape[0]))])
+    return _table(ends, np.stack([tap, word * WORD], axis=1))
+
+
+def parts_of(op: Linear | Conv, channels: int) -> tuple[int, int]:
+    """How many `parts` a product has in all its blocks, and how many rows they are."""
+    words = _by_word(touched(op, channels)).sum(axis=(0, 1))
+    sizes = np.minimum(WORD, channels - WORD * np.arange(words.size))
+    return int(words.sum()), int(words @ sizes)
+
+
+def _by_word(found: Array) -> Array:
+    """bool [blocks, taps, words]: whether any of WORD channels is touched."""
+    return np.logical_or.reduceat(found, np.arange(0, found.shape[2], WORD), axis=2)
 
 
 def neuron(op: Neuron, channels: int) -> tuple[Array, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +12,16 @@ from typing import Any
 from stdeploy.errors import UserError
 from stdeploy.exporters.event.cost import Costs, Estimate, Rate, estimate, layers_of
 from stdeploy.exporters.event.lower import KERNELS
-from stdeploy.exporters.event.stages import STEPS_TOGETHER
 from stdeploy.exporters.options import known_options
 from stdeploy.graph.graph import Graph, Node
 
 ASSUMED_RATE = 0.15
-"""Share of nonzero inputs where none was measured, steps being independent; real-valued inputs are all nonzero."""
+"""Share of nonzero inputs where none was measured, one bit of each being set; real-valued inputs are all nonzero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """Shares of nonzero input elements of every Linear and Conv by name, over samples, and of which data."""
+    """Rates of the inputs of every Linear and Conv by name, over samples, and of which data."""
 
     layers: Mapping[str, Rate]
     data: str
@@ -76,8 +76,8 @@ class Plan:
             name: {
                 "kernel": self.kernels[name],
                 "by": "plan" if name in self.given else "cost",
-                "input_rate": e.rate.step,
-                "input_rate_together": e.rate.together,
+                "input_rate": e.rate.nonzero,
+                "input_bits": e.rate.bits,
                 "weight_density": e.density,
                 "products": e.products,
                 "seconds": dict(e.seconds),
@@ -122,18 +122,16 @@ def _rate(graph: Graph, node: Node, rates: Rates | None) -> Rate:
     if node.name not in rates.layers:
         raise UserError(f"there is no rate of {node.name} in those of {rates.data}")
     rate = rates.layers[node.name]
-    if not 0 <= rate.step <= rate.together <= 1:
-        raise UserError(f"the rates of {node.name} are no shares of its inputs: {rate.step}, {rate.together}")
+    if not 0 <= rate.nonzero <= min(1.0, rate.bits) or not math.isfinite(rate.bits):
+        raise UserError(f"the rates of {node.name} are none of its inputs: {rate.nonzero}, {rate.bits}")
     return rate
 
 
 def assumed(graph: Graph, node: Node) -> Rate:
     """The rate of a layer of which none was measured."""
     value = graph[node.inputs[0]].value
-    if value.domain.maximum is None:
-        return Rate(1.0, 1.0)
-    steps = min(STEPS_TOGETHER, graph.steps) if value.time == "step" else 1
-    return Rate(ASSUMED_RATE, 1 - (1 - ASSUMED_RATE) ** steps)
+    rate = 1.0 if value.domain.maximum is None else ASSUMED_RATE
+    return Rate(rate, rate)
 
 
 def read_plan(path: Path) -> dict[str, str]:

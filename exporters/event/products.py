@@ -47,15 +47,15 @@ def _bias(work: Lowering, bias: Array | None, outputs: int, room: bool) -> tuple
 def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, windows: pack.Windows) -> None:
     draft, layout = work.draft, work.draft.layout(x.name)
     bits = layout.planes > 0
-    made = draft.events(x.name)
-    places = {"counts": made["counts"], "events": made["rows"], "places": made["places"]}
-    places |= {"values": made["values"]} if "values" in made else {}
+    place = draft.need(x.name, "position bits" if bits else "position floats")
     target, neuron = fused(work, node)
     outputs = node.value.shape[0]
     blocks, vectors = pack.blocks_of(outputs)
     weight, nonzero = pack.rows(pack.unit_scaled(pack.matrix(op), layout.unit if bits else 1))
     bias, stride = _bias(work, op.bias, outputs, room=True)
     fields = {
+        "x_floats": not bits,
+        "planes": layout.planes,
         "x_positions": layout.positions,
         "channels": layout.channels,
         "positions": windows.positions,
@@ -67,7 +67,9 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
         "nonzero": draft.ints.add(nonzero),
         "bias": bias,
         "bias_stride": stride,
-        "taps": draft.ints.add(windows.table()),
+        "parts": draft.ints.add(pack.parts(pack.touched(op, layout.channels))),
+        "taps": windows.taps,
+        "visits": draft.ints.add(windows.visits()),
     }
     state = 0
     if neuron is not None:
@@ -79,7 +81,7 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
     y = draft.hold(target, "position bits" if neuron else "position floats")
     names = [node.name] if neuron is None else [node.name, target.name]
     steps = {"steps": target.value.time == "step"}
-    draft.stage("Rows", names, {**places, "y": y}, fields, steps, state=state, once=once(target))
+    draft.stage("Rows", names, {"x": place, "y": y}, fields, steps, state=state, once=once(target))
 
 
 def _unfold(work: Lowering, x: Node, op: ops.Conv, windows: pack.Windows) -> str:

@@ -11,7 +11,7 @@ Formats of a value of C channels, P positions and S steps (1 where it is the sam
     channels, bits      uint64 [planes, C, ceil(P / 64), S]   bit p of a row is position p
     channels, floats    float32 [S, C, P]
 
-Plane k holds bit k of a count. A third way by positions is a list of events (Events).
+Plane k holds bit k of a count.
 """
 
 from __future__ import annotations
@@ -37,46 +37,27 @@ LANES = 16
 WORD = 64
 """Bits of a word."""
 MOST_VECTORS = 6
-"""Vectors of outputs that Rows adds up at once: with STEPS_TOGETHER steps 24 of AVX-512's 32 registers."""
-STEPS_TOGETHER = 4
-"""Steps whose events share a list: an input that is active in any of them has its weights read once."""
+"""Vectors of outputs that Rows adds up at once: WORD rows of so many are 24 KiB and stay in the first cache."""
+POSITIONS_TOGETHER, STEPS_TOGETHER = 8, 4
+"""Rows read WORD rows of weights for so many positions and steps before the next; their sums stay in the cache."""
 
 DECAY_INPUT, DIVIDE, SOFT = 1, 2, 4
 """Bits of a neuron's kind: see ops.Neuron; DIVIDE where 1/tau is not a float32, so that tau is stored, not 1/tau."""
 
 
-class Events(NamedTuple):
-    """Of every position the channels that are not zero in any of four steps, from bits or floats by positions.
+class Rows(NamedTuple):
+    """y[p] = sum of the weight rows of the nonzero inputs that position p sees, then the neuron, if there is one.
 
-    int32 `counts` [S / 4, P], `rows` [S / 4, P, C]: the channels; `places` [S / 4, P, C]: where the four factors of each
-    lie: for spikes in `patterns`, float32 [16, 4], else in `values`, float32 [S / 4, P, C, 4].
+    x lies by positions: bits, or (`x_floats`) floats. `weight`: [blocks, rows, 16 vectors], row tap x C + c of each block of
+    outputs; `nonzero`: int32 [blocks, rows]. `parts`: in `indices`, blocks + 1 ends, then pairs (tap, first channel): the
+    runs of WORD rows in which a block has nonzero weights. `visits`: in `indices`, for every POSITIONS_TOGETHER positions
+    and every tap its end, after a 0, then from an even place on pairs (position among these, input position). `bias`:
+    [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau, rest, threshold, each [blocks, 16 vectors].
     """
 
     x: int = 1
     x_floats: int = 2
     planes: int = 3
-    steps: int = 4
-    channels: int = 5
-    positions: int = 6
-    counts: int = 7
-    rows: int = 8
-    places: int = 9
-    values: int = 10
-    patterns: int = 11
-
-
-class Rows(NamedTuple):
-    """y[p] = sum of the weight rows of the active inputs that position p sees, then the neuron, if there is one.
-
-    The inputs are those of an Events stage (`places` point into `values`, so it is named). `taps`: in `indices`, P + 1
-    ends, then pairs (tap, input position); a weight row is tap x C + c. `weight`: [blocks, rows, 16 vectors];
-    `nonzero`: int32 [blocks, rows]. `bias`: [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau,
-    rest, threshold, each [blocks, 16 vectors].
-    """
-
-    counts: int = 1
-    events: int = 2
-    places: int = 3
     x_positions: int = 4
     channels: int = 5
     y: int = 6
@@ -88,13 +69,14 @@ class Rows(NamedTuple):
     rows: int = 12
     weight: int = 13
     nonzero: int = 14
-    bias: int = 15
-    bias_stride: int = 16
-    taps: int = 17
-    neuron: int = 18
-    kind: int = 19
-    state: int = 20
-    values: int = 21
+    parts: int = 15
+    taps: int = 16
+    visits: int = 17
+    bias: int = 18
+    bias_stride: int = 19
+    neuron: int = 20
+    kind: int = 21
+    state: int = 22
 
 
 class Columns(NamedTuple):
@@ -183,7 +165,6 @@ class Product(NamedTuple):
 
 
 STAGES: tuple[type[tuple[int, ...]], ...] = (
-    Events,
     Rows,
     Columns,
     Turn,

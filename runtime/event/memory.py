@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.stages import LANES, MOST_VECTORS, NUMBER, STAGES, STEPS_TOGETHER, WIDTH
+from stdeploy.exporters.event.stages import (
+    LANES,
+    MOST_VECTORS,
+    NUMBER,
+    POSITIONS_TOGETHER,
+    STAGES,
+    STEPS_TOGETHER,
+    WIDTH,
+)
 from stdeploy.graph.weight import Array
 
 ALIGNED = 64
 """Bytes: a cache line."""
-SCRATCH = (STEPS_TOGETHER + 1) * MOST_VECTORS * LANES
-"""Floats of scratch of a thread: Rows hold the sums of some steps and membranes; others need less."""
-_MOST = np.iinfo(np.int32).max
-"""Floats of an arena: lists of events hold places in it as int32."""
+SCRATCH = POSITIONS_TOGETHER * (STEPS_TOGETHER + 1) * MOST_VECTORS * LANES
+"""Floats of scratch of a thread: Rows hold sums and membranes of some positions and steps; others need less."""
 OVERREAD = 4 * 64
 """Bytes behind everything: kernels read 64 positions of a row of floats also where it has fewer."""
 
@@ -44,10 +50,8 @@ def _bytes(buffer: Mapping[str, Any], steps: int) -> int:
 
 
 def repeated(buffer: Mapping[str, Any], steps: int) -> int:
-    """How often a buffer's elements lie there: once, for every step, or for every few steps whose events share a list."""
-    if not buffer["stepped"]:
-        return 1
-    return -(-steps // STEPS_TOGETHER) if buffer["listed"] else steps
+    """How often a buffer's elements lie there: once, or for every step."""
+    return steps if buffer["stepped"] else 1
 
 
 def _lifetimes(stages: Sequence[Mapping[str, Any]], kept: set[str]) -> dict[str, tuple[int, int]]:
@@ -100,16 +104,17 @@ def plan(header: Mapping[str, Any], steps: int, threads: int, *, stateful: bool)
             row[columns["state"]] = end // 4
             end += -(-4 * stage["state"] // ALIGNED) * ALIGNED
     room = -(-4 * SCRATCH // ALIGNED) * ALIGNED
-    if end // 4 > _MOST:
-        raise UserError(
-            f"the program needs {end / 2**30:.0f} GiB for {steps} steps of one sample, the engine takes 8",
-            hint="stream it: step() holds one step at a time",
-        )
     return Arena(table, places, end, room, end + room * threads + OVERREAD)
 
 
 def aligned(size: int) -> Array:
-    """`size` zero bytes that begin at a cache line."""
-    raw = np.zeros(size + ALIGNED, np.uint8)
+    """`size` zero bytes that begin at a cache line; UserError where there is no such room."""
+    try:
+        raw = np.zeros(size + ALIGNED, np.uint8)
+    except MemoryError as error:
+        raise UserError(
+            f"the program needs {size / 2**30:.1f} GiB of memory for a sample",
+            hint="stream it: step() holds one step at a time",
+        ) from error
     start = -raw.ctypes.data % ALIGNED
     return raw[start : start + size]

@@ -13,7 +13,6 @@ from stdeploy.exporters.event.stages import NUMBER, WIDTH
 from stdeploy.runtime.event.attention import pairs, product, tokens
 from stdeploy.runtime.event.bits import add_counts, copy_rows, gate, pack, turn, unfold, union, unpack
 from stdeploy.runtime.event.columns import columns
-from stdeploy.runtime.event.events import events
 from stdeploy.runtime.event.frames import (
     affine,
     constant,
@@ -37,13 +36,7 @@ SPINS = 2000
 OPEN = 1 << 40
 """More arrivals at a barrier than it ever waits for: threads that find as many stop behind their stage."""
 
-_EVENTS, _ROWS, _COLUMNS, _TURN, _FLIP = (
-    NUMBER["Events"],
-    NUMBER["Rows"],
-    NUMBER["Columns"],
-    NUMBER["Turn"],
-    NUMBER["Flip"],
-)
+_ROWS, _COLUMNS, _TURN, _FLIP = NUMBER["Rows"], NUMBER["Columns"], NUMBER["Turn"], NUMBER["Flip"]
 _UNPACK, _PACK, _UNFOLD, _UNION = NUMBER["Unpack"], NUMBER["Pack"], NUMBER["Unfold"], NUMBER["Union"]
 _ADD, _COPY, _TOKENS, _PAIRS = NUMBER["AddCounts"], NUMBER["CopyRows"], NUMBER["Tokens"], NUMBER["Pairs"]
 _FIRE, _FIRE_P, _ELEMENT = NUMBER["Fire"], NUMBER["FirePositions"], NUMBER["Elementwise"]
@@ -55,9 +48,7 @@ _GATE = NUMBER["Gate"]
 @jit
 def _share(m: Memory, row: Any, stage: int) -> None:
     kind = row[0]
-    if kind == _EVENTS:
-        events(m, row, stage)
-    elif kind == _ROWS:
+    if kind == _ROWS:
         rows(m, row, stage)
     elif kind == _COLUMNS:
         columns(m, row, stage)

@@ -23,6 +23,17 @@ def pointer(typing_context: Any, array: Any, offset: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def shifted(typing_context: Any, address: Any, offset: Any) -> Any:
+    """The address `offset` elements behind an address."""
+    signature = address(address, types.int64)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return signature, code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def ones(typing_context: Any, word: Any) -> Any:
     """How many bits of a uint64 are set."""
     signature = types.int64(types.uint64)

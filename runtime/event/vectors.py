@@ -6,6 +6,8 @@ elements.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -77,14 +79,33 @@ class _Loop:
         return self.held
 
 
-def make_rows_sum(vectors: int, steps: int) -> Any:
-    """For the events of every (tap, position) pair the weight rows that they meet, in up to four steps at once:
+def _over_bits(builder: Any, word: Any, body: Callable[..., list[Any]], held: list[Any]) -> list[Any]:
+    """What vectors become by `body(c, held=vectors)` for every set bit c of a word that is not zero."""
+    before, loop, done = (builder.block, *(builder.append_basic_block(name) for name in ("bits", "none")))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left = builder.phi(_I64)
+    left.add_incoming(word, before)
+    phis = [builder.phi(_VECTOR) for _ in held]
+    after = body(builder.cttz(left, ir.Constant(ir.IntType(1), 1)), held=phis)
+    rest = builder.and_(left, builder.sub(left, _I64(1)))
+    for phi, first, then in zip(phis, held, after, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, loop)
+    left.add_incoming(rest, loop)
+    builder.cbranch(builder.icmp_unsigned("!=", rest, _I64(0)), loop, done)
+    builder.position_at_end(done)
+    return after
 
-    sums[16 v s:][:16 v] += values[places[q c + j] + s] weights[w + 16 v (tap c + rows[q c + j]):][:16 v]
 
-    for the pairs (tap, q) from `pairs` on, j < counts[q] and the steps s; v `vectors`, c `channels`. A weight row is
-    read once for all steps. Called with (weights, w, tables, pairs, end of pairs, ints, counts, rows, places,
-    channels, values, sums); offsets in elements, `tables` and `ints` int32, the sums lie in `values`.
+def make_rows_sum(vectors: int, bits: bool) -> Any:
+    """Weight rows of the nonzero inputs that some positions see through one tap, added to the positions' sums:
+
+    sums[16 v (p steps + s):][:16 v] += scale weights[w + 16 v c:][:16 v] for the bits c of x[q stride + s step] (`bits`),
+    sums[16 v (p steps + s):][:16 v] += x[q stride + s step + c] weights[w + 16 v c:][:16 v] for c < `count` (numbers)
+
+    for the pairs (p, q) of `visits` from `begin` to `end` and s < `steps`; v is `vectors`. Called with (weights, w, visits,
+    begin, end, x, stride, step, steps, scale, count, values, sums); x is an address, the sums lie in `values`.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -92,49 +113,59 @@ def make_rows_sum(vectors: int, steps: int) -> Any:
         typing_context: Any,
         weights: Any,
         w: Any,
-        tables: Any,
-        pairs: Any,
+        visits: Any,
+        begin: Any,
         end: Any,
-        ints: Any,
-        counts: Any,
-        rows: Any,
-        places: Any,
-        channels: Any,
+        x: Any,
+        stride: Any,
+        step: Any,
+        steps: Any,
+        scale: Any,
+        count: Any,
         values: Any,
         s: Any,
     ) -> Any:
         n = types.int64
-        signature = types.void(weights, n, tables, n, n, ints, n, n, n, n, values, n)
+        signature = types.void(weights, n, visits, n, n, x, n, n, n, types.float32, n, values, n)
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            weights_, w_, table, pairs_, end_, integers, counts_, rows_, places_, channels_, value, s_ = args
-            weight = builder.gep(weights_, [w_])
-            count, row, place = (builder.gep(integers, [at]) for at in (counts_, rows_, places_))
-            total = _vector_at(builder, value, s_)
+            weights_, w_, table, begin_, end_, x_, stride_, step_, steps_, scale_, count_, value, s_ = args
+            rows = builder.gep(weights_, [w_])
+            spread = _splat(builder, scale_)
 
-            def integer(base: Any, at: Any) -> Any:
-                return builder.sext(builder.load(builder.gep(base, [at])), _I64)
+            def add(c: Any, factor: Any, held: list[Any]) -> list[Any]:
+                row = _vector_at(builder, rows, builder.mul(c, _I64(LANES * vectors)))
+                return [
+                    _multiply_add(builder, _load(builder, row, k), factor, at) for k, at in enumerate(held)
+                ]
 
-            def add(j: Any, first: Any, held: list[Any]) -> list[Any]:
-                index = builder.add(integer(row, j), first)
-                base = _vector_at(builder, weight, builder.mul(index, _I64(LANES * vectors)))
-                at = builder.gep(value, [integer(place, j)])
-                factors = [_splat(builder, builder.load(builder.gep(at, [_I64(k)]))) for k in range(steps)]
-                after = list(held)
-                for k in range(vectors):  # one weight at a time: 24 sums and 4 factors leave few registers
-                    loaded = _load(builder, base, k)
-                    for i in range(k, vectors * steps, vectors):
-                        after[i] = _multiply_add(builder, loaded, factors[i // vectors], held[i])
-                return after
+            def numbers(first: Any, held: list[Any]) -> list[Any]:
+                loop = _Loop(builder, _I64(0), count_, held)
+                factor = _splat(builder, builder.load(builder.gep(first, [loop.index])))
+                return loop.end(add(loop.index, factor, loop.held))
 
-            seen = _Loop(builder, pairs_, end_, [_load(builder, total, k) for k in range(vectors * steps)])
-            pair = builder.mul(seen.index, _I64(2))
-            tap, q = integer(table, pair), integer(table, builder.add(pair, _I64(1)))
-            first, at = builder.mul(tap, channels_), builder.mul(q, channels_)
-            events = _Loop(builder, at, builder.add(at, integer(count, q)), seen.held)
-            after = seen.end(events.end(add(events.index, first, events.held)))
-            for k, held in enumerate(after):
-                _store(builder, total, k, held)
+            def sums_of(place: Any, added: Callable[[list[Any]], list[Any]]) -> None:
+                at = builder.add(s_, builder.mul(place, _I64(LANES * vectors)))
+                total = _vector_at(builder, value, at)
+                for k, held in enumerate(added([_load(builder, total, k) for k in range(vectors)])):
+                    _store(builder, total, k, held)
+
+            with cgutils.for_range_slice(builder, begin_, end_, _I64(1)) as (visit, _):
+                pair = builder.mul(visit, _I64(2))
+                p, q = (
+                    builder.sext(builder.load(builder.gep(table, [builder.add(pair, _I64(k))])), _I64)
+                    for k in range(2)
+                )
+                here = builder.gep(x_, [builder.mul(q, stride_)])
+                with cgutils.for_range(builder, steps_) as each:
+                    first = builder.gep(here, [builder.mul(each.index, step_)])
+                    place = builder.add(builder.mul(p, steps_), each.index)
+                    if bits:
+                        word = builder.load(first)
+                        with builder.if_then(builder.icmp_unsigned("!=", word, _I64(0))):
+                            sums_of(place, partial(_over_bits, builder, word, partial(add, factor=spread)))
+                    else:
+                        sums_of(place, partial(numbers, first))
             return context.get_dummy_value()
 
         return signature, code

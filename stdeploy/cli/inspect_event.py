@@ -36,7 +36,7 @@ def kernel_table(summary: EventSummary) -> Table:
         table.add_column(title)
     for title in (
         "inputs not zero",
-        "in some of 4 steps",
+        "bits set",
         "weights not zero",
         "products",
         "rows µs",
@@ -44,7 +44,7 @@ def kernel_table(summary: EventSummary) -> Table:
     ):
         table.add_column(title, justify="right")
     for layer, row in summary.plan.get("layers", {}).items():
-        shares = (row.get(name) for name in ("input_rate", "input_rate_together", "weight_density"))
+        shares = (row.get(name) for name in ("input_rate", "input_bits", "weight_density"))
         costs = (row.get("seconds", {}).get(kernel) for kernel in KERNELS)
         table.add_row(
             layer,
