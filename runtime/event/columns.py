@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stdeploy.exporters.event.stages import LANES, STEPS_TOGETHER, WORD, Columns
-from stdeploy.runtime.event.fire import fire_positions
+from stdeploy.runtime.event.fire import begin_membranes, fire_word, keep_membranes
 from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.scalars import fetch_add, ones
 from stdeploy.runtime.event.vectors import fill_vectors, make_columns_sum, make_values_sum
@@ -91,12 +91,7 @@ def _emit(m: Memory, row: Any, o: int, w: int, groups: int, t: int, steps: int, 
                 m.floats[y + j] = m.floats[x + j]
             continue
         y = row[COLUMNS.y] + (o * words + w) * all_steps + t + s
-        m.words[y] = 0
-        fire_positions(
-            m.floats, x, v, size, m.weights, row[COLUMNS.neuron] + 3 * o, row[COLUMNS.kind], m.halves, 4 * y
-        )
-        if count < WORD:
-            m.words[y] &= (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        fire_word(m, x, v, size, count, row[COLUMNS.neuron] + 3 * o, row[COLUMNS.kind], y)
 
 
 @jit
@@ -107,9 +102,7 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
     groups = 1 if count <= LANES else 4  # positions that are not there cost less than a kernel of their own
     size, place = groups * LANES, state + o * positions + w * WORD
     if row[COLUMNS.neuron] >= 0:
-        rest = m.weights[row[COLUMNS.neuron] + 3 * o + 1]
-        for j in range(size):
-            m.floats[v + j] = m.floats[place + j] if m.step and j < count else rest
+        begin_membranes(m, place, v, size, count, m.weights[row[COLUMNS.neuron] + 3 * o + 1])
     t = 0
     while t < steps:
         s = 1 if steps - t < STEPS_TOGETHER else STEPS_TOGETHER
@@ -117,8 +110,7 @@ def _tile(m: Memory, row: Any, o: int, w: int, sums: int, v: int) -> None:
         _emit(m, row, o, w, groups, t, s, sums, v)
         t += s
     if row[COLUMNS.neuron] >= 0 and state >= 0:
-        for j in range(count):
-            m.floats[place + j] = m.floats[v + j]
+        keep_membranes(m, v, place, count)
 
 
 @jit

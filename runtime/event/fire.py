@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, LANES, SOFT
-from stdeploy.runtime.event.jit import jit
+import numpy as np
+
+from stdeploy.exporters.event.stages import DECAY_INPUT, DIVIDE, LANES, SOFT, WORD
+from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.vectors import make_fire
 
 _EACH = tuple(
@@ -64,3 +66,26 @@ def fire_positions(
         _all4(f, x, v, n, weights, p, 1, halves, out)
     else:
         _all6(f, x, v, n, weights, p, 1, halves, out)
+
+
+@jit
+def fire_word(m: Memory, x: int, v: int, count: int, valid: int, neuron: int, kind: int, y: int) -> None:
+    """`count` positions of one channel as word y, of which `valid` are there: the bits of the others stay 0."""
+    m.words[y] = 0
+    fire_positions(m.floats, x, v, count, m.weights, neuron, kind, m.halves, 4 * y)
+    if valid < WORD:
+        m.words[y] &= (np.uint64(1) << np.uint64(valid)) - np.uint64(1)
+
+
+@jit
+def begin_membranes(m: Memory, place: int, v: int, count: int, valid: int, rest: Any) -> None:
+    """`count` membranes at v: what was kept at `place` of those that are there, or at rest."""
+    for j in range(count):
+        m.floats[v + j] = m.floats[place + j] if m.step and j < valid else rest
+
+
+@jit
+def keep_membranes(m: Memory, v: int, place: int, valid: int) -> None:
+    """Keep the membranes of neurons that are there for the next call."""
+    for j in range(valid):
+        m.floats[place + j] = m.floats[v + j]

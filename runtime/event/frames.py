@@ -19,7 +19,7 @@ from stdeploy.exporters.event.float_stages import (
     Select,
 )
 from stdeploy.exporters.event.stages import LANES, WORD
-from stdeploy.runtime.event.fire import fire_channels, fire_positions
+from stdeploy.runtime.event.fire import begin_membranes, fire_channels, fire_word, keep_membranes
 from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.scalars import fetch_add
 
@@ -73,19 +73,15 @@ def fire(m: Memory, row: Any, stage: int) -> None:
         c, w = unit // words, unit % words
         valid = min(WORD, positions - w * WORD)
         neuron, place = row[FIRE.neuron] + 3 * c, state + c * positions + w * WORD
-        for j in range(WORD):
-            m.floats[v + j] = m.floats[place + j] if m.step and j < valid else m.weights[neuron + 1]
+        begin_membranes(m, place, v, WORD, valid, m.weights[neuron + 1])
         for t in range(steps):
             x = row[FIRE.x] + ((t if row[FIRE.x_steps] > 1 else 0) * channels + c) * positions + w * WORD
             for j in range(WORD):
                 m.floats[h + j] = m.floats[x + j] if j < valid else np.float32(0)
             y = row[FIRE.y] + unit * steps + t
-            fire_positions(m.floats, h, v, WORD, m.weights, neuron, row[FIRE.kind], m.halves, 4 * y)
-            if valid < WORD:
-                m.words[y] &= (np.uint64(1) << np.uint64(valid)) - np.uint64(1)
+            fire_word(m, h, v, WORD, valid, neuron, row[FIRE.kind], y)
         if state >= 0:
-            for j in range(valid):
-                m.floats[place + j] = m.floats[v + j]
+            keep_membranes(m, v, place, valid)
 
 
 @jit
@@ -114,8 +110,7 @@ def fire_by_position(m: Memory, row: Any, stage: int) -> None:
                 m.floats, h, v, WORD, m.weights, neuron + w * WORD, size, row[FIRE_P.kind], m.halves, 4 * y
             )
         if state >= 0:
-            for j in range(valid):
-                m.floats[place + j] = m.floats[v + j]
+            keep_membranes(m, v, place, valid)
 
 
 @jit
