@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,8 +120,9 @@ def _rate(graph: Graph, node: Node, rates: Rates | None) -> Rate:
         return assumed(graph, node)
     if node.name not in rates.layers:
         raise UserError(f"there is no rate of {node.name} in those of {rates.data}")
-    rate = rates.layers[node.name]
-    if not 0 <= rate.nonzero <= min(1.0, rate.bits) or not math.isfinite(rate.bits):
+    rate, most = rates.layers[node.name], graph[node.inputs[0]].value.domain.maximum
+    planes = 1 if most is None else max(1, most.bit_length())
+    if not 0 <= rate.nonzero <= min(1.0, rate.bits) or not rate.bits <= planes:
         raise UserError(f"the rates of {node.name} are none of its inputs: {rate.nonzero}, {rate.bits}")
     return rate
 
