@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import subprocess
@@ -28,6 +29,7 @@ from stdeploy.graph.execution import Execution
 from stdeploy.graph.file import save_graph
 from stdeploy.graph.interpreter import Interpreter, interpret
 from stdeploy.graph.value import count
+from stdeploy.graph.weight import Array
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.rates import input_rates, rate_option
@@ -69,46 +71,72 @@ def product(
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.integers(1, 2),
+    outputs=st.sampled_from([6, 100]),
     groups=st.sampled_from([1, 2]),
-    together=st.floats(0, 1),
+    inputs=st.sampled_from([4, 66, 130]),
+    bits=st.floats(0, 3),
     maximum=st.integers(1, 9),
-    zeros=st.floats(0, 1),
+    density=st.sampled_from([0.0, 0.003, 0.1, 1.0]),
     width=st.sampled_from([7, 70]),
 )
 def test_costs_are_those_of_nested_loops(
     kernel: tuple[int, int],
     stride: int,
+    outputs: int,
     groups: int,
-    together: float,
+    inputs: int,
+    bits: float,
     maximum: int,
-    zeros: float,
+    density: float,
     width: int,
 ) -> None:
+    """Rows look at WORD rows of a tap where some output of a block, here of at most 64, has a weight in them."""
     rng = np.random.default_rng(0)
-    weight = rng.normal(size=(6, 4 // groups, *kernel))
-    weight[rng.random(weight.shape) < zeros] = 0
+    weight = rng.normal(size=(outputs, inputs // groups, *kernel))
+    weight[rng.random(weight.shape) >= density] = 0
     steps, pads = (stride, stride), (kernel[0] - 1, kernel[1] - 1)
+    shape = (inputs, 2, width)
     graph, node = product(
-        (4, 5, width), count(1.0, maximum), weight, stride=steps, padding=pads, dilation=(1, 1), groups=groups
+        shape, count(1.0, maximum), weight, stride=steps, padding=pads, dilation=(1, 1), groups=groups
     )
-    found = estimate(graph, node, Rate(0.0, together), COSTS)
+    found = estimate(graph, node, Rate(0.0, bits), COSTS)
     _, high, wide = node.value.shape
-    places = [(y, x) for y in range(high) for x in range(wide)]
-    products = sum(weight[o].size for o in range(6) for _ in places)
-    room, lanes = 16, len(places) // 64 * 64 + (0, 16, 64, 64, 64)[-(-(len(places) % 64) // 16)]
-    planes = len(f"{maximum:b}")
+    places, planes = high * wide, len(f"{maximum:b}")
+    assert found.products == places * weight.size
+    block, blocks = (16, 1) if outputs == 6 else (64, 2)
+    adds = visits = 0
+    for first, tap, word in itertools.product(
+        range(0, outputs, block), np.ndindex(kernel), range(0, inputs, 64)
+    ):
+        own = range(first, min(outputs, first + block))
+        width_ = min(64, inputs - word)
+        if any(weight_of(weight, groups, o, c, tap) for o in own for c in range(word, word + width_)):
+            adds, visits = adds + width_ * block * places, visits + planes * places
+    rows = 2e-9 * bits * adds + 3e-8 * block * blocks * places + 5e-7 * visits
+    lanes = places // 64 * 64 + (0, 16, 64, 64, 64)[-(-(places % 64) // 16)]
     breaks = [x for _ in range(high) for x in range(wide) if x % 64 == 0 or stride > 1]
-    runs = len(breaks) * kernel[0] * kernel[1] * 4
-    assert found.products == products
-    seen = sum(
-        4 for _ in places for _ in np.ndindex(kernel)
-    )  # every input's row has all outputs, of any group
-    rows = 2e-9 * together * seen * room + 3e-8 * room * len(places)
-    rows += 5e-7 * len(places) * kernel[0] * kernel[1]
-    columns = 1e-9 * np.count_nonzero(weight) * lanes * planes + 4e-8 * 6 * lanes + 7e-7 * runs * planes
+    runs = len(breaks) * kernel[0] * kernel[1] * inputs
+    columns = 1e-9 * np.count_nonzero(weight) * lanes * planes + 4e-8 * outputs * lanes + 7e-7 * runs * planes
     assert found.seconds["rows"] == pytest.approx(rows)
     assert found.seconds["columns"] == pytest.approx(columns)
     assert found.kernel == ("columns" if columns < rows else "rows")
+
+
+def weight_of(weight: Array, groups: int, o: int, c: int, tap: tuple[int, ...]) -> float:
+    """The weight of a grouped convolution between an output and a channel."""
+    outputs, inputs = weight.shape[:2]
+    same = o // (outputs // groups) == c // inputs
+    return float(weight[o, c % inputs, *tap]) if same else 0.0
+
+
+def test_numbers_are_all_added_and_looked_at_once() -> None:
+    """A Linear over reals: 70 channels are two words, of which the second has no weight."""
+    weight = np.zeros((17, 70))
+    weight[3, 5] = 1
+    graph, node = product((70, 3), ops.REAL, weight)
+    found = estimate(graph, node, Rate(0.5, 0.5), COSTS)
+    assert found.work["rows"] == {"row_add": 64 * 32 * 3, "row_output": 32 * 3, "row_visit": 3}
+    assert found.work["columns"]["column_value_add"] == 16
 
 
 @pytest.mark.parametrize("domain", [count(1.0, 64), ops.REAL])
@@ -142,7 +170,7 @@ def test_without_data_the_rate_is_assumed_and_said() -> None:
     assert real and real != set(document["layers"])
     for name, row in document["layers"].items():
         assert row["input_rate"] == (1.0 if name in real else ASSUMED_RATE) and row["by"] == "cost"
-        assert row["input_rate"] <= row["input_rate_together"] <= 1
+        assert row["input_bits"] == row["input_rate"]
         assert row["kernel"] == document["kernels"][name] == min(row["seconds"], key=row["seconds"].get)
     assert any("assumed 15%" in note for note in chosen.notes)
 
@@ -163,13 +191,16 @@ def test_measured_rates_are_shares_of_inputs_that_are_not_zero(
         layout: Any = "TB" if lowered[node.inputs[0]].value.time == "step" else "B"
         build.add(ops.Output("probe", layout), (node.inputs[0],), name="probe")
         values = interpret(build.build(), images, forced=forced).outputs["probe"]
-        groups = [values[t : t + 4].any(axis=0) for t in range(0, 5, 4)] if layout == "TB" else [values != 0]
-        wanted = (np.mean(values != 0), np.mean(groups))
+        units = values / lowered[node.inputs[0]].value.domain.scale
+        set_bits = sum(f"{round(n):b}".count("1") * np.count_nonzero(units == n) for n in np.unique(units))
+        wanted = (np.mean(values != 0), set_bits / values.size)
+        if lowered[node.inputs[0]].value.domain.maximum is None:
+            wanted = (wanted[0], wanted[0])
         assert found[node.name] == pytest.approx(wanted), node.name
     monkeypatch.setattr("stdeploy.rates.batch_for", lambda graph: 2)
     assert input_rates(source, lowered, images) == found
     assert min(found.values()) > (0, 0) and len(set(found.values())) > 4
-    assert any(rate.step < rate.together < 1 for rate in found.values())
+    assert any(rate.nonzero < rate.bits < 1 for rate in found.values())
 
 
 def test_few_samples_are_enough_for_rates(folder: Path) -> None:
@@ -241,8 +272,16 @@ def test_rates_that_are_none() -> None:
         plan(LOWERED, Options(rates=few))
     for wrong in (Rate(-0.1, 0.5), Rate(0.5, 1.5), Rate(0.5, 0.4), Rate(math.nan, 1), Rate(0.1, math.nan)):
         rates = Rates(dict.fromkeys(plan(LOWERED, Options()).kernels, wrong), "x", 1)
-        with pytest.raises(UserError, match="are no shares"):
+        with pytest.raises(UserError, match="are none of its inputs"):
             plan(LOWERED, Options(rates=rates))
+    graph, _ = product((3, 2), count(1.0, 6), np.ones((2, 3)))
+    for bits, right in ((0.4, False), (0.5, True), (3.0, True), (3.1, False)):
+        options = Options(rates=Rates({"layer": Rate(0.5, bits)}, "x", 1))
+        if right:
+            assert plan(graph, options).estimates["layer"].rate.bits == bits
+            continue
+        with pytest.raises(UserError, match=r"layer are none of its inputs: 0\.5"):
+            plan(graph, options)
     with pytest.raises(UserError, match="no option speed"):
         export(LOWERED, "net.sev", {"speed": 9})
     for name, value in (("rates", {"head": 0.5}), ("plan", {"head": "rows"}), ("costs", None)):

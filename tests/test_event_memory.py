@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from stdeploy.errors import UserError
 from stdeploy.exporters.event.draft import Blob
 from stdeploy.exporters.event.lower import lower
-from stdeploy.exporters.event.pack import blocks_of
 from stdeploy.exporters.event.stages import STAGES, WIDTH
-from stdeploy.runtime.event.memory import OVERREAD, _assign, plan
+from stdeploy.graph import Weight, ops
+from stdeploy.runtime.event.memory import OVERREAD, _assign, aligned, plan
+from tests.event import chain, session
 from tests.graphs import spikformer_graph
 
 SOME = settings(max_examples=60, deadline=None)
@@ -59,16 +60,24 @@ def test_state_and_scratch_lie_behind_the_buffers() -> None:
             at = last
 
 
-def test_an_arena_beyond_the_places_that_lists_can_hold_is_refused() -> None:
-    header, _ = lower(spikformer_graph(layout="TB"), {})
-    with pytest.raises(UserError, match="GiB for 10000000 steps"):
-        plan(header, 10_000_000, 1, stateful=False)
+def test_memory_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UserError, match=r"needs 1073741824\.0 GiB of memory for a sample") as caught:
+        aligned(2**60)
+    assert caught.value.hint == "stream it: step() holds one step at a time"
 
 
-@given(st.integers(1, 3000))
-def test_blocks_hold_their_outputs(outputs: int) -> None:
-    blocks, vectors = blocks_of(outputs)
-    assert blocks * vectors * 16 >= outputs > (blocks - 1) * vectors * 16 and 1 <= vectors <= 6
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_of_too_many_steps_is_refused_and_can_be_streamed(threads: int) -> None:
+    weight = Weight.dense(np.eye(3, 5, dtype=np.float32))
+    graph = chain(
+        (5,), ops.Linear(weight, None), ops.Neuron(None, np.float32(2), None), steps=2**45, layout="B"
+    )
+    x = np.ones((threads, 5))
+    with session(graph, threads=threads) as engine:
+        with pytest.raises(UserError, match="GiB of memory for a sample"):
+            engine.run(x)
+        fired = [engine.step(frame, spikes=True).spikes["n1"].any() for frame in (x[0], None, None, None)]
+        assert fired == [False, True, False, True]
 
 
 def test_a_blob_holds_equal_arrays_once_and_at_cache_lines() -> None:

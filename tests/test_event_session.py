@@ -253,7 +253,7 @@ def test_an_interrupt_leaves_a_session_that_runs(
 
 
 def test_threads_that_are_let_go_begin_no_further_stage(net: tuple[Graph, Array]) -> None:
-    """What it reads may not be there yet, its lists of events neither."""
+    """What it reads may not be there yet."""
     graph, x = net
     with session(graph, threads=2) as engine:
         machine = engine._machine(engine.steps, 2)
