@@ -30,6 +30,10 @@ class StdeployError(Exception):
         return "\n".join(self.lines())[len("error: ") :]
 
 
+class StdeployWarning(UserWarning):
+    """What is asked for is done, but worse than it could be, and the user can change that."""
+
+
 class UserError(StdeployError):
     """Input, option or environment is wrong and the user can change it (exit 2)."""
 

@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numba
-
 from stdeploy.exporters.event import stages
 from stdeploy.exporters.event.stages import NUMBER, WIDTH
 from stdeploy.runtime.event.attention import pairs, product, tokens
 from stdeploy.runtime.event.bits import add_counts, copy_rows, gate, pack, turn, unfold, union, unpack
+from stdeploy.runtime.event.cache import compiled
 from stdeploy.runtime.event.columns import columns
 from stdeploy.runtime.event.frames import (
     affine,
@@ -29,7 +28,16 @@ from stdeploy.runtime.event.jit import Memory, jit
 from stdeploy.runtime.event.rows import rows
 from stdeploy.runtime.event.scalars import atomic_load, fetch_add, give_way, pointer
 
-PLAIN = {"__init__.py", "bit_arrays.py", "contract.py", "machine.py", "memory.py", "session.py", "threads.py"}
+PLAIN = {
+    "__init__.py",
+    "bit_arrays.py",
+    "cache.py",
+    "contract.py",
+    "machine.py",
+    "memory.py",
+    "session.py",
+    "threads.py",
+}
 """Files that nothing is compiled from."""
 SPINS = 2000
 """Looks at the barrier before a waiting thread offers its core to others."""
@@ -121,7 +129,7 @@ def _sources() -> str:
 
 
 def _compiled(sources: str) -> Any:
-    """The program; compiled once a machine where a folder for it can be written, else once a process."""
+    """The program, compiled when it is first called."""
 
     def run(m: Memory, table: Any, first: int, last: int, threads: int) -> int:
         at = Memory(
@@ -144,11 +152,7 @@ def _compiled(sources: str) -> Any:
                 break
         return len(sources)
 
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(run)
-    except RuntimeError:  # numba finds no folder that it may write
-        return numba.njit(**options)(run)
+    return compiled(run, nogil=True, error_model="numpy")
 
 
 run = _compiled(_sources())

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from stdeploy import __version__
-from stdeploy.errors import StdeployError
+from stdeploy.errors import StdeployError, StdeployWarning
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -92,9 +92,11 @@ def app() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the program and return its exit code; errors are printed to stderr, never raised."""
     # Libraries' warnings and torch's word about a missing Triton concern nothing the user can change here;
-    # python -W shows them.
+    # our own do. python -W shows all.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", StdeployWarning)
+        warnings.showwarning = _warn
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         result: Any = app.main(args=list(arguments), prog_name="stdeploy", standalone_mode=False)
@@ -144,6 +146,13 @@ def _trace(arguments: Sequence[str]) -> None:
 def _complain(*lines: str) -> None:
     for line in lines:
         click.echo(line, err=True)
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """Stands in for warnings.showwarning: a line, without the place in our code, unless -q is given."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("quiet"):
+        _complain(f"warning: {message}")
 
 
 def _terminate(number: int, _frame: Any) -> None:

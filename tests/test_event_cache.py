@@ -1,0 +1,170 @@
+"""What is compiled is kept; where it cannot be kept or read back it runs all the same, with one warning that says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stdeploy.cli.app import run
+from stdeploy.errors import StdeployWarning
+from stdeploy.graph.file import save_graph
+from tests.graphs import random_inputs, spikformer_graph
+
+numba = pytest.importorskip("numba")
+cache = importlib.import_module("stdeploy.runtime.event.cache")
+session = importlib.import_module("stdeploy.runtime.event.session")
+
+SOURCE = """
+def add(a, b):
+    return a + b
+"""
+FULL = """
+import resource, warnings
+from tests.test_event_cache import loaded
+resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    add = loaded()
+    assert add(2, 3) == 5 and add(2.5, 3.0) == 5.5, "a second signature too"
+print(*(f"{w.category.__name__}: {w.message}" for w in caught), sep="\\n")
+"""
+
+
+def loaded() -> Any:
+    """The function of add.py in this folder, as a process that has just begun has it."""
+    spec = importlib.util.spec_from_file_location("add", "add.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cache.compiled(module.add, nogil=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the cache's files lie; a warning that a test does not ask for fails it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "add.py").write_text(SOURCE)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StdeployWarning)
+        yield Path(loaded()._cache.cache_path)
+
+
+def hits(program: Any) -> int:
+    return sum(program.stats.cache_hits.values())
+
+
+def test_another_process_finds_what_the_first_compiled(folder: Path) -> None:
+    first = loaded()
+    assert first(2, 3) == 5 and hits(first) == 0
+    again = loaded()
+    assert again(2, 3) == 5 and hits(again) == 1
+
+
+def test_a_full_disk(folder: Path) -> None:
+    """Real writes that fail: the file system takes 16 bytes of a file."""
+    found = subprocess.run(
+        [sys.executable, "-c", FULL],
+        env={**os.environ, "NUMBA_CACHE_DIR": numba.config.CACHE_DIR},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    (line,) = found.stdout.splitlines()
+    assert line.startswith("StdeployWarning: ") and "File too large" in line
+    assert str(folder) in line and "NUMBA_CACHE_DIR" in line
+    assert not list(folder.iterdir()), "nothing half-written"
+
+
+def vanished(folder: Path) -> None:
+    shutil.rmtree(folder.parent)
+    folder.parent.write_text("a file where the folder was")
+
+
+def unreadable(folder: Path) -> None:
+    (index,) = folder.glob("*.nbi")
+    index.unlink()
+    index.mkdir()
+
+
+def cut(pattern: str, size: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (file,) = folder.glob(pattern)
+        file.write_bytes(file.read_bytes()[:size])
+
+    return damage
+
+
+def overwritten(folder: Path) -> None:
+    (file,) = folder.glob("*.nbc")
+    file.write_bytes(b"no pickle at all")
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (vanished, "cannot be used"),
+        (unreadable, "cannot be used"),
+        (cut("*.nbi", 0), "is damaged"),
+        (cut("*.nbi", 30), "is damaged"),
+        (cut("*.nbc", 500), "is damaged"),
+        (overwritten, "is damaged"),
+    ],
+)
+def test_files_that_cannot_be_used(folder: Path, damage: Callable[[Path], None], fault: str) -> None:
+    first = loaded()
+    assert first(2, 3) == 5
+    program = loaded()
+    damage(folder)
+    with pytest.warns(StdeployWarning) as caught:
+        assert program(2, 3) == 5 and program(2.5, 3.0) == 5.5
+    (warning,) = caught
+    text = str(warning.message)
+    assert f"{folder} {fault} (" in text and "NUMBA_CACHE_DIR" in text
+    assert ("delete its files" in text) == (fault == "is damaged")
+
+
+def test_no_folder_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    with pytest.warns(StdeployWarning, match="NUMBA_CACHE_DIR") as caught:
+        program = loaded()
+    assert len(caught) == 1 and program(2, 3) == 5
+
+
+def test_errors_of_the_function_stay_its_own(folder: Path) -> None:
+    with pytest.raises(numba.core.errors.TypingError):
+        loaded()("a", 1)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_command_goes_on_and_says_it_once(
+    folder: Path, quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = spikformer_graph(steps=1, image=(2, 8, 8), seed=5)
+    save_graph(graph, Path("net.stg"))
+    np.savez("net.npz", images=random_inputs(graph, 3, 1))
+    program, real = loaded(), session.EventSession.compile
+
+    def compile_too(engine: Any) -> None:
+        program(2, 3), program(2.5, 3.0)
+        real(engine)
+
+    monkeypatch.setattr(session.EventSession, "compile", compile_too)
+    vanished(folder)
+    command = ["export", "net.stg", "--target", "event", "--data", "net.npz", *["-q"] * quiet]
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("warning: ") == (not quiet) and "Traceback" not in shown.err
+    assert quiet or (str(folder) in shown.err and "cache.py" not in shown.err)
+    assert "warning" not in shown.out
