@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stdeploy.cli.app import run
 from stdeploy.errors import UnsupportedError, UserError
+from stdeploy.exporters.event import check, export
 from stdeploy.graph import GraphBuilder, Weight, ops
+from stdeploy.graph.file import save_graph
 from stdeploy.graph.interpreter import interpret
 from stdeploy.graph.value import count
 from tests.event import KERNELS, chain, frames_of, same, session
@@ -140,8 +145,53 @@ def test_inputs_that_count_are_held_against_their_domain() -> None:
                     engine.run(np.where(counts == counts.max(), wrong, counts))
 
 
-def test_a_window_of_nothing_but_padding_is_refused_over_spikes() -> None:
-    pool = ops.MaxPool((2,), (1,), (1,), (2,))
-    with pytest.raises(UnsupportedError, match="cannot run") as caught:
-        session(chain((2, 1), lif(), pool))
-    assert "nothing but padding" in str(caught.value.items[0])
+DILATED = ops.MaxPool((2,), (1,), (1,), (2,))
+"""Over one position it sees padding only."""
+
+
+def test_windows_of_nothing_but_padding_are_refused_over_spikes_and_counts(tmp_path: Path) -> None:
+    half = ops.AvgPool((2,), (1,), (0,))
+    graph = chain((2, 2), lif(), half, DILATED, lif(), DILATED)
+    found = check(graph)
+    assert [item.where for item in found] == ["n2", "n4"]
+    assert all("nothing but padding" in item.reason for item in found)
+    with pytest.raises(UnsupportedError, match="2 parts of the model cannot be run"):
+        export(graph, tmp_path / "net.sev")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+def test_refused_are_those_pools_of_spikes_whose_maximum_is_no_number(ceil: bool) -> None:
+    seen = set()
+    for size, kernel, stride, dilation in itertools.product(
+        range(1, 4), range(1, 4), range(1, 4), range(1, 4)
+    ):
+        for padding in range(kernel // 2 + 1):
+            if size + 2 * padding < dilation * (kernel - 1) + 1:
+                continue
+            pool = ops.MaxPool((kernel, 1), (stride, 1), (padding, 0), (dilation, 1), ceil)
+            graph = chain((2, size, 2), lif(), pool, steps=1)
+            infinite = bool(np.isinf(interpret(graph, random_inputs(graph, 1)).outputs["y"]).any())
+            assert bool(check(graph)) == infinite, (size, pool)
+            seen.add(infinite)
+    assert seen == {False, True}
+
+
+def test_a_maximum_of_real_values_may_be_of_padding() -> None:
+    graph = chain((2, 1), DILATED, lif())
+    x = random_inputs(graph, 3)
+    assert check(graph) == []
+    with session(graph) as engine, np.errstate(all="ignore"):
+        same(engine.run(x), interpret(graph, x, dtype=np.float32))
+
+
+def test_the_command_names_them_and_a_target_that_takes_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool = ops.MaxPool((2, 2), (1, 1), (1, 1), (2, 2))
+    save_graph(chain((2, 1, 1), lif(), pool, steps=1), Path("net.stg"))
+    assert run(["export", "net.stg", "--target", "event"]) == 3
+    error = capsys.readouterr().err
+    assert "where: n1: MaxPool: a window holds nothing but padding" in error and "--target onnx" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["net.stg"]

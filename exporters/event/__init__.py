@@ -13,7 +13,7 @@ from stdeploy import __version__
 from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.exporters.artifact import Artifact
 from stdeploy.exporters.event.container import SUFFIX, Sev
-from stdeploy.exporters.event.lower import LOWER, lower
+from stdeploy.exporters.event.lower import lower, refusal
 from stdeploy.exporters.event.plan import Options, plan
 from stdeploy.graph.graph import Graph
 
@@ -26,9 +26,9 @@ def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupp
     """Everything in `graph` that the engine does not run; UserError for an unknown option."""
     Options.parse(options)
     found = [
-        Unsupported(node.source or node.name, node.kind, "the engine has no stage for it")
+        Unsupported(node.source or node.name, node.kind, reason)
         for node in graph
-        if type(node.op) not in LOWER
+        if (reason := refusal(graph, node))
     ]
     if len(graph.inputs) != 1:
         found.append(Unsupported("", "Input", f"the engine takes one input, not {len(graph.inputs)}"))

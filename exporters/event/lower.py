@@ -12,7 +12,7 @@ from stdeploy.exporters.event.elementwise import add, affine, gate, neuron
 from stdeploy.exporters.event.formats import Format
 from stdeploy.exporters.event.lowering import Lowering
 from stdeploy.exporters.event.moves import concat, constant, cut, flatten, given, returned, select
-from stdeploy.exporters.event.pools import pool, readout, reduce
+from stdeploy.exporters.event.pools import empty_window, pool, readout, reduce
 from stdeploy.exporters.event.products import product
 from stdeploy.graph import ops
 from stdeploy.graph.graph import Graph, GraphBuilder, Node, rewrite
@@ -22,6 +22,11 @@ from stdeploy.graph.weight import Array
 Kernel = Literal["rows", "columns"]
 KERNELS: tuple[Kernel, ...] = ("rows", "columns")
 """How a product is done: `rows` of dense weights at active inputs, or sparse `columns` over masked positions."""
+
+
+def refusal(graph: Graph, node: Node) -> str | None:
+    """Why the engine does not run a node; None where it does."""
+    return empty_window(graph, node) if type(node.op) in LOWER else "the engine has no stage for it"
 
 
 def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.exporters.event import pack
 from stdeploy.exporters.event.formats import Layout
 from stdeploy.exporters.event.lowering import Lowering, once
 from stdeploy.graph import ops
-from stdeploy.graph.graph import Node
+from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.value import Value
 from stdeploy.graph.weight import Array
+
+
+def empty_window(graph: Graph, node: Node) -> str | None:
+    """Why a node cannot be run, if it is a MaxPool of bits, which have no -inf."""
+    if not isinstance(node.op, ops.MaxPool):
+        return None
+    x = graph[node.inputs[0]].value
+    windows = pack.windows(node.op, x.shape[1:], node.value.shape[1:])
+    if not Layout.of(x).planes or np.all(np.diff(windows.ends)):
+        return None
+    return "a window holds nothing but padding: its maximum is -inf, which is neither a spike nor a count of them"
 
 
 def pool(work: Lowering, node: Node) -> None:
@@ -22,11 +32,6 @@ def pool(work: Lowering, node: Node) -> None:
     x = work.graph[node.inputs[0]]
     layout = work.draft.layout(x.name)
     windows = pack.windows(op, x.value.shape[1:], node.value.shape[1:])
-    if isinstance(op, ops.MaxPool) and layout.planes and not np.all(np.diff(windows.ends)):
-        reason = "a window of spikes holds nothing but padding: its maximum is -inf"
-        raise UnsupportedError(
-            "the engine cannot run the model", [Unsupported(node.source, node.kind, reason)]
-        )
     if isinstance(op, ops.MaxPool) and layout.planes == 1:
         _union(work, node, windows, layout)
         return
