@@ -9,13 +9,12 @@ import numpy as np
 from stdeploy.energy.counting import count
 from stdeploy.exporters.event.container import Sev
 from stdeploy.exporters.event.lower import lower
-from stdeploy.graph import Graph, GraphBuilder, ops, validate
+from stdeploy.graph import Graph, ops
 from stdeploy.graph.execution import Execution
 from stdeploy.graph.weight import Array
 from stdeploy.runtime.event.session import EventSession
 
 KERNELS = ("rows", "columns", "mixed")
-_AXES = ("channel", "y", "x")
 _COUNTED = {"synapse": "synops", "attention": "coincidence", "product": "coincidence"}
 
 
@@ -23,17 +22,6 @@ def kernels(graph: Graph, kind: str) -> dict[str, str]:
     """A kernel for every product: one for all, or (`mixed`) each in turn."""
     products = [n.name for n in graph if isinstance(n.op, ops.Linear | ops.Conv)]
     return {n: ("rows", "columns")[i % 2] if kind == "mixed" else kind for i, n in enumerate(products)}
-
-
-def chain(shape: tuple[int, ...], *parts: ops.Op, steps: int = 3, layout: Any = "TB") -> Graph:
-    """Operators one behind another."""
-    builder = GraphBuilder(steps)
-    name = builder.add(ops.Input(shape, _AXES[: len(shape)], layout), name="input")
-    for i, op in enumerate(parts):
-        name = builder.add(op, (name,), name=f"n{i}")
-    time_ = builder.value(name).time
-    builder.add(ops.Output("y", "TB" if time_ == "step" else "B"), (name,), name="output")
-    return validate(builder.build())
 
 
 def session(graph: Graph, kind: str = "rows", threads: int = 1, *, counting: bool = False) -> EventSession:

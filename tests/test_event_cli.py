@@ -15,6 +15,7 @@ from stdeploy.cli.app import run
 from stdeploy.exporters.event.container import Sev, read_sev
 from stdeploy.graph import Graph
 from stdeploy.graph.file import save_graph
+from tests.chains import chain, conv, lif
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 pytest.importorskip("numba")
@@ -24,6 +25,7 @@ EventSession = importlib.import_module("stdeploy.runtime.event.session").EventSe
 GRAPHS = {
     "still": spikformer_graph(steps=5, image=(2, 8, 8), masked=0.5, neurons="mixed", seed=3),
     "frames": spikformer_graph(steps=1, image=(2, 8, 8), layout="TB", order="kv", per_channel=True, seed=5),
+    "groups": chain((130, 4, 5), conv(130, 130, 130), lif(), conv(3, 130, 1, density=0.01), lif(), steps=5),
 }
 QUICK = ["--seconds", "0.05", "--rounds", "5", "--threads", "1"]
 
@@ -76,14 +78,15 @@ def test_an_export_is_proven_on_the_users_data(
     assert 0 < kept <= spikes(GRAPHS[name], 3) and report["unobserved"] == []
 
 
+@pytest.mark.parametrize("name", ["still", "groups"])
 @pytest.mark.parametrize("kernel", ["rows", "columns"])
-def test_every_plan_is_proven(folder: Path, kernel: str) -> None:
-    exported("still", "--no-verify")
-    layers = read_sev(folder / "still.sev").header["plan"]["layers"]
-    kernels = {name: kernel for name, row in layers.items() if kernel in row["seconds"]}
+def test_every_plan_is_proven(folder: Path, name: str, kernel: str) -> None:
+    exported(name, "--no-verify")
+    layers = read_sev(folder / f"{name}.sev").header["plan"]["layers"]
+    kernels = {layer: kernel for layer, row in layers.items() if kernel in row["seconds"]}
     (folder / "plan.json").write_text(json.dumps({"kernels": kernels}))
-    exported("still", "--plan", "plan.json")
-    held = read_sev(folder / "still.sev").header["plan"]["kernels"]
+    exported(name, "--plan", "plan.json")
+    held = read_sev(folder / f"{name}.sev").header["plan"]["kernels"]
     assert list(held.values()).count(kernel) == len(kernels) >= len(held) - 2
 
 

@@ -14,24 +14,12 @@ from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters.event import check, export
 from stdeploy.graph import GraphBuilder, Weight, ops
 from stdeploy.graph.file import save_graph
-from stdeploy.graph.interpreter import interpret
+from stdeploy.graph.interpreter import Interpreter, interpret
 from stdeploy.graph.value import count
-from tests.event import KERNELS, chain, frames_of, same, session
-from tests.graphs import random_inputs
-
-
-def lif(threshold: float = 0.7, tau: float | None = 1.7, rest: float | None = -0.1) -> ops.Neuron:
-    return ops.Neuron(
-        None if tau is None else np.float32(tau),
-        np.float32(threshold),
-        None if rest is None else np.float32(rest),
-    )
-
-
-def linear(out: int, inp: int, seed: int = 0, scale: float = 1.0) -> ops.Linear:
-    rng = np.random.default_rng(seed)
-    weight = (scale * rng.integers(-8, 9, (out, inp)) / 8).astype(np.float32)
-    return ops.Linear(Weight.dense(weight), rng.integers(-4, 9, out).astype(np.float32) / 8)
+from stdeploy.verify import batch_axis, compare
+from tests.chains import chain, conv, lif, linear
+from tests.event import KERNELS, counted_as_energy, frames_of, same, session, streamed_as_batched
+from tests.graphs import every_layer_fires, random_inputs
 
 
 @pytest.mark.parametrize("kind", KERNELS)
@@ -111,6 +99,36 @@ def test_weights_that_are_all_zero(kind: str) -> None:
         found = engine.run(random_inputs(graph))
         assert found.spikes["n0"].any() and not found.spikes["n2"].any() and not found.outputs["y"].any()
         assert not any(counts.any() for counts in engine.synops.values())
+
+
+GROUPED: dict[str, tuple[tuple[int, ...], tuple[ops.Op, ...], int]] = {
+    "depthwise": ((130, 5, 7), (conv(130, 130, 130), lif(), conv(260, 130, 130), lif(), conv(3, 260, 1)), 9),
+    "two groups": ((200, 3, 9), (conv(200, 200, 2), lif(), conv(400, 200, 2), lif(), conv(8, 400, 4, 1)), 4),
+    "few weights": ((65, 4, 4), (lif(), conv(97, 65, 1, density=0.0005), lif(0.4), conv(2, 97, 1)), 5),
+    "no weights": ((70, 3, 3), (lif(), conv(110, 70, 1, density=0), lif(0.1), conv(1, 110, 1, 1)), 1),
+}
+
+
+@pytest.mark.parametrize("layout", ["B", "TB"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", GROUPED)
+def test_rows_without_weights_are_left_out(name: str, threads: int, layout: Any) -> None:
+    shape, parts, steps = GROUPED[name]
+    graph = chain(shape, *parts, steps=steps, layout=layout)
+    x = np.round(8 * random_inputs(graph, 4)) / 8  # sums are exact
+    assert every_layer_fires(graph, x)
+    with session(graph, "rows", threads, counting=True) as engine:
+        stages = [s for s in engine.header["stages"] if s["op"] == "Rows"]
+        indices = engine.file.arrays["indices"]
+        there = [indices[s["fields"]["parts"] + s["fields"]["blocks"]] for s in stages]
+        words = [
+            s["fields"]["blocks"] * s["fields"]["taps"] * -(-s["fields"]["channels"] // 64) for s in stages
+        ]
+        assert any(a < b for a, b in zip(there, words, strict=True)) and (name != "no weights") == all(there)
+        report = compare(Interpreter(graph, np.float32), engine, graph, x)
+        assert not report.problems and not report.mismatches
+        counted_as_energy(graph, engine, x, engine.run(x))
+        streamed_as_batched(engine, np.take(x, [1], axis=batch_axis(graph)))
 
 
 @pytest.mark.parametrize("layout", ["B", "TB"])

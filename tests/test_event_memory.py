@@ -13,7 +13,8 @@ from stdeploy.exporters.event.lower import lower
 from stdeploy.exporters.event.stages import STAGES, WIDTH
 from stdeploy.graph import Weight, ops
 from stdeploy.runtime.event.memory import OVERREAD, _assign, aligned, plan
-from tests.event import chain, session
+from tests.chains import chain
+from tests.event import session
 from tests.graphs import spikformer_graph
 
 SOME = settings(max_examples=60, deadline=None)

@@ -29,7 +29,8 @@ from stdeploy.graph.weight import Array
 from stdeploy.runtime.event import machine as machine_module
 from stdeploy.runtime.event import program, threads
 from stdeploy.runtime.event.session import EventSession
-from tests.event import KERNELS, chain, kernels, same, session
+from tests.chains import chain
+from tests.event import KERNELS, kernels, same, session
 from tests.graphs import random_inputs, spikformer_graph
 from tests.test_select import pruned
 
