@@ -30,6 +30,8 @@ class Target(Protocol):
     A target that writes a folder has `MARKER`, a file that its folders and no others hold. One that has an option
     `format` has `FORMATS`: the suffix of each that is not the default. One with a true `TAKES_RATES` has an option
     `rates` (stdeploy.exporters.event.plan.Rates): how much of every layer's input is not zero, on the user's data.
+    One whose options name files has `read_options(options)`, the options with those files read, or a UserError: it is
+    asked before the model is traced.
     """
 
     SUFFIX: str

@@ -165,21 +165,33 @@ def export(
     source: Source, lowered: Lowered, path: Path, options: Mapping[str, Any] | None = None
 ) -> Artifact:
     """Write the artefact; UnsupportedError lists all that the target cannot express."""
-    target = load_target(lowered.target)
     refuse_overwriting(source.path, path)
-    found = target.check(lowered.graph, options)
+    require_expressible(source, lowered, options)
+    return load_target(lowered.target).export(lowered.graph, path, options)
+
+
+def require_expressible(source: Source, lowered: Lowered, options: Mapping[str, Any] | None = None) -> None:
+    """UnsupportedError that lists all that the target cannot express; UserError where an option does not fit the model."""
+    found = load_target(lowered.target).check(lowered.graph, options)
     if found:
         able = [t for t in targets() if t != lowered.target and not refusals(source.graph, t)]
         hint = f"--target {able[0]} takes the whole model" if able else None
         count = f"{len(found)} node{'s' if len(found) > 1 else ''}"
         raise UnsupportedError(f"{count} cannot be expressed in {lowered.target}", found, hint=hint)
-    return target.export(lowered.graph, path, options)
 
 
 def refuse_overwriting(source: Path, path: Path) -> None:
     """UserError where `path` is the model that was read."""
     if path.exists() and source.exists() and path.samefile(source):
         raise UserError(f"{path} is the model itself", hint="choose another file with -o")
+
+
+def read_options(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A target's options, the files that they name read: wrong ones are refused before the work, not after it."""
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    if target != "graph":
+        read = getattr(load_target(target), "read_options", dict)
+    return read(options)
 
 
 def require_output(

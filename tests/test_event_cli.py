@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stdeploy import rates, workflow
 from stdeploy.cli.app import run
+from stdeploy.exporters.event import export
 from stdeploy.exporters.event.container import Sev, read_sev
 from stdeploy.graph import Graph
 from stdeploy.graph.file import save_graph
@@ -44,6 +47,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def exported(name: str, *arguments: str) -> None:
     data = ["--data", f"{name}.npz"]
     assert run(["export", f"{name}.stg", "--target", "event", *data, *arguments]) == 0
+
+
+def never(*given: Any, **more: Any) -> None:
+    raise AssertionError("done in vain")
 
 
 def document(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -88,6 +95,74 @@ def test_every_plan_is_proven(folder: Path, name: str, kernel: str) -> None:
     exported(name, "--plan", "plan.json")
     held = read_sev(folder / f"{name}.sev").header["plan"]["kernels"]
     assert list(held.values()).count(kernel) == len(kernels) >= len(held) - 2
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "text", "message"),
+    [
+        ("event", "--plan", None, "cannot read the plan wrong"),
+        ("event", "--plan", '{"kernels": ', "the plan wrong is no JSON"),
+        ("event", "--plan", '{"kernels": {"head": "diagonals"}}', "gives head the kernel 'diagonals'"),
+        ("nir", "--dialect", "x = [", "wrong.toml"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_the_model_is_read(
+    folder: Path,
+    target: str,
+    option: str,
+    text: str | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(workflow, "open_source", never)
+    wrong = folder / ("wrong.toml" if target == "nir" else "wrong")
+    if text is not None:
+        wrong.write_text(text)
+    before = sorted(folder.iterdir())
+    assert run(["export", "still.stg", "--target", target, option, wrong.name, "--save-graph", "s.stg"]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("tail", "layers that the model does not have: tail"),
+        ("patch_embed.proj0_conv", "is not held as bits"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused_before_rates_are_measured(
+    folder: Path,
+    layer: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(rates, "rate_option", never)
+    (folder / "plan.json").write_text(json.dumps({"kernels": {layer: "columns"}}))
+    command = ["export", "still.stg", "--target", "event", "--data", "still.npz", "--plan", "plan.json"]
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert message in error and "plan.json" in error
+    assert not (folder / "still.sev").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system shows no open files")
+@pytest.mark.parametrize("python", [False, True])
+def test_a_plan_that_can_be_read_only_once(folder: Path, python: bool) -> None:
+    """As a shell's <(...) gives it."""
+    read, write = os.pipe()
+    with open(read) as pipe:
+        os.write(write, b'{"kernels": {"head": "columns"}}')
+        os.close(write)
+        path = f"/dev/fd/{pipe.fileno()}"
+        if python:
+            export(GRAPHS["still"], folder / "still.sev", {"plan": path})
+        else:
+            exported("still", "--no-verify", "--plan", path)
+    held = read_sev(folder / "still.sev").header["plan"]["layers"]
+    assert [name for name, row in held.items() if row["by"] == "plan"] == ["head"]
 
 
 def test_a_file_that_computes_something_else_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,14 +17,20 @@ from stdeploy.exporters.event.lower import lower, refusal
 from stdeploy.exporters.event.plan import Options, plan
 from stdeploy.graph.graph import Graph
 
-__all__ = ["SUFFIX", "TAKES_RATES", "check", "export"]
+__all__ = ["SUFFIX", "TAKES_RATES", "check", "export", "read_options"]
 
 TAKES_RATES = True
 
 
+def read_options(options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options, the plan's file read; UserError where one is unknown or the file holds no plan."""
+    parsed = Options.parse(options)
+    return dict(options or {}) if parsed.plan is None else {**(options or {}), "plan": parsed.fixed()}
+
+
 def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:
-    """Everything in `graph` that the engine does not run; UserError for an unknown option."""
-    Options.parse(options)
+    """Everything in `graph` that the engine does not run; UserError for an unknown option, or a plan of other layers."""
+    parsed = Options.parse(options)
     found = [
         Unsupported(node.source or node.name, node.kind, reason)
         for node in graph
@@ -32,6 +38,8 @@ def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupp
     ]
     if len(graph.inputs) != 1:
         found.append(Unsupported("", "Input", f"the engine takes one input, not {len(graph.inputs)}"))
+    if not found and parsed.plan is not None:
+        plan(graph, parsed)
     return found
 
 
@@ -41,11 +49,11 @@ def export(graph: Graph, path: Path | str, options: Mapping[str, Any] | None = N
     Options: see plan.Options. Raises UnsupportedError listing every offender, UserError where an option is wrong or the
     file cannot be written.
     """
-    parsed = Options.parse(options)
+    options = read_options(options)
     refused = check(graph, options)
     if refused:
         raise UnsupportedError(f"{len(refused)} parts of the model cannot be run by the engine", refused)
-    chosen = plan(graph, parsed)
+    chosen = plan(graph, Options.parse(options))
     program, arrays = lower(graph, chosen.kernels)
     known = {key: value for key, value in graph.metadata.items() if value is not None}
     header = {"metadata": {**known, "stdeploy_version": __version__}, **program, "plan": chosen.to_dict()}

@@ -28,41 +28,56 @@ class Rates:
 
 
 @dataclass(frozen=True, eq=False)
+class Fixed:
+    """Kernels by layer that the user's plan fixes, and the file that it was read from."""
+
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Options:
-    """`rates`: measured ones (None: ASSUMED_RATE). `plan`: a JSON file with kernels that are fixed. `costs`: of kernels."""
+    """`rates`: measured ones (None: ASSUMED_RATE). `plan`: kernels that are fixed, or a JSON file of them. `costs`: of kernels."""
 
     rates: Rates | None = None
-    plan: str | Path | None = None
+    plan: str | Path | Fixed | None = None
     costs: Costs = field(default_factory=Costs)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """UserError where an option is unknown, or not of its kind."""
         given = known_options("event", cls, options)
-        for name, kinds in (("rates", Rates | None), ("plan", str | Path | None), ("costs", Costs)):
+        for name, kinds in (("rates", Rates | None), ("plan", str | Path | Fixed | None), ("costs", Costs)):
             if name in given and not isinstance(given[name], kinds):
                 raise UserError(f"the event target's option {name} is no {given[name]!r}")
         return cls(**given)
 
+    def fixed(self) -> Fixed:
+        """The user's plan, read where it is a file."""
+        if self.plan is None or isinstance(self.plan, Fixed):
+            return self.plan or Fixed()
+        return read_plan(Path(self.plan))
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A kernel for every Linear and Conv; `given`: those that the user's plan fixed."""
+    """A kernel for every Linear and Conv; `fixed`: those that the user's plan fixed."""
 
     estimates: Mapping[str, Estimate]
-    given: Mapping[str, str]
+    fixed: Fixed
     options: Options
 
     @property
     def kernels(self) -> dict[str, str]:
-        return {name: self.given.get(name, e.kernel) for name, e in self.estimates.items()}
+        return {name: self.fixed.kernels.get(name, e.kernel) for name, e in self.estimates.items()}
 
     @property
     def notes(self) -> list[str]:
         """What the user should know, in words."""
         kernels, rates = list(self.kernels.values()), self.options.rates
         counted = ", ".join(f"{kernels.count(k)} {k}" for k in KERNELS)
-        fixed = f", {len(self.given)} of them as {self.options.plan} has it" if self.given else ""
+        given = len(self.fixed.kernels)
+        fixed = f", {given} of them as {self.fixed.path} has it" if given else ""
         measured = f"an assumed {ASSUMED_RATE:.0%} of inputs that are not zero: --data measures"
         if rates is not None:
             measured = f"the inputs that are not zero in {rates.samples} samples of {rates.data}"
@@ -74,7 +89,7 @@ class Plan:
         layers = {
             name: {
                 "kernel": self.kernels[name],
-                "by": "plan" if name in self.given else "cost",
+                "by": "plan" if name in self.fixed.kernels else "cost",
                 "input_rate": e.rate.nonzero,
                 "input_bits": e.rate.bits,
                 "weight_density": e.density,
@@ -99,20 +114,20 @@ def plan(graph: Graph, options: Options) -> Plan:
     """The plan for `graph`; UserError where the user's names a layer or a kernel that there is not, or rates lack one."""
     layers = layers_of(graph)
     estimates = {n.name: estimate(graph, n, _rate(graph, n, options.rates), options.costs) for n in layers}
-    given = {} if options.plan is None else read_plan(Path(options.plan))
-    strange = [name for name in given if name not in estimates]
+    fixed = options.fixed()
+    strange = [name for name in fixed.kernels if name not in estimates]
     if strange:
         raise UserError(
-            f"{options.plan} names layers that the model does not have: {', '.join(strange[:5])}",
+            f"{fixed.path} names layers that the model does not have: {', '.join(strange[:5])}",
             hint=f"after the passes it has {', '.join(list(estimates)[:5])}, ...: stdeploy inspect FILE.sev",
         )
-    for name, kernel in given.items():
+    for name, kernel in fixed.kernels.items():
         if kernel not in estimates[name].seconds:
             raise UserError(
-                f"{options.plan}: {name} cannot be run by {kernel}: its input is not held as bits",
+                f"{fixed.path}: {name} cannot be run by {kernel}: its input is not held as bits",
                 hint=f"kernels that can: {', '.join(estimates[name].seconds)}",
             )
-    return Plan(estimates, given, options)
+    return Plan(estimates, fixed, options)
 
 
 def _rate(graph: Graph, node: Node, rates: Rates | None) -> Rate:
@@ -134,7 +149,7 @@ def assumed(graph: Graph, node: Node) -> Rate:
     return Rate(rate, rate)
 
 
-def read_plan(path: Path) -> dict[str, str]:
+def read_plan(path: Path) -> Fixed:
     """Kernel by layer of a JSON file: {"kernels": {layer: kernel}}, alone or under "plan", as `inspect --json` writes it.
 
     UserError where it is not readable, no such JSON, or names another kernel.
@@ -155,4 +170,4 @@ def read_plan(path: Path) -> dict[str, str]:
             raise UserError(
                 f"the plan {path} gives {layer} the kernel {kernel!r}", hint=f"kernels: {', '.join(KERNELS)}"
             )
-    return kernels
+    return Fixed(kernels, path)

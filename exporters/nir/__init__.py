@@ -11,11 +11,18 @@ from typing import Any
 
 from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.exporters.artifact import Artifact
+from stdeploy.exporters.nir.dialect import load_dialect
 from stdeploy.exporters.nir.lower import Lowering
 from stdeploy.exporters.nir.options import Options
 from stdeploy.graph.graph import Graph
 
 SUFFIX = ".nir"
+
+
+def read_options(options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options; UserError where one is unknown, or the dialect's file is none."""
+    load_dialect(Options.parse(options).dialect)
+    return dict(options or {})
 
 
 def check(graph: Graph, options: Mapping[str, Any] | None = None) -> list[Unsupported]:

@@ -87,6 +87,7 @@ def command(
     workflow.require_output(model_file, target, path, wanted, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
         running.require_readers(target, readers, wanted)
+    wanted = workflow.read_options(target, wanted)
     source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
     describe(talk, source)
     if save_graph is not None:
@@ -102,6 +103,7 @@ def command(
     chosen = None if no_verify and not measured else inputs_for(talk, source.graph, data, samples)
     lowered = workflow.lower(source.graph, target)
     if chosen is not None and data is not None and measured:
+        workflow.require_expressible(source, lowered, wanted)
         wanted |= rates.rate_option(source, lowered.graph, chosen[0], data.name)
     describe_passes(talk, lowered)
     start = time.perf_counter()
