@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from stdeploy.cli.options import Counts, common_options, data_option, model_options
+
+if TYPE_CHECKING:
+    from stdeploy.cli.console import Talk
+    from stdeploy.workflow import SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -84,12 +88,8 @@ def command(
     seed: int,
     plot: Path | None,
     data: Path | None,
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
-    model: str | None,
-    **options: Any,
+    talk: Talk,
+    source_options: SourceOptions,
 ) -> int:
     """Measure the latency of MODEL (a checkpoint, or a .stg, .onnx or .sev file) in everything that runs it.
 
@@ -97,15 +97,13 @@ def command(
     """
     import tempfile
 
-    from stdeploy import benchmark, workflow
-    from stdeploy.cli.console import Talk
+    from stdeploy import benchmark
     from stdeploy.runtime.bench.machine import available_cores
     from stdeploy.runtime.bench.plot import plot_latency, require_plotting
     from stdeploy.runtime.bench.report import Plan
     from stdeploy.runtime.bench.text import render
     from stdeploy.runtime.sessions import SessionOptions
 
-    talk = Talk(json_file, verbose, quiet)
     if plot is not None:
         require_plotting(plot)
     session = SessionOptions(device, io_binding=io_binding, cuda_graph=cuda_graph)
@@ -118,7 +116,7 @@ def command(
             baseline,
             plan,
             chosen,
-            workflow.SourceOptions(model=model, **options),
+            source_options,
             folder=Path(folder),
             log=talk.log,
         )

@@ -88,16 +88,12 @@ def command(
     rounding: Literal["up", "down"],
     scope: Literal["head", "all"],
     mode: Literal["mask", "remove"],
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
+    talk: Talk,
 ) -> None:
     """Prune MODEL with L1P or DSP, give it sLIF neurons, or bring each layer's tau to a few levels."""
-    from stdeploy.cli.console import Talk, size_text
+    from stdeploy.cli.console import size_text
     from stdeploy.workflow import refuse_overwriting, require_folder
 
-    talk = Talk(json_file, verbose, quiet)
     check_options(method, sparsity, neuron, tau_levels, data, samples)
     refuse_overwriting(model_file, output)
     require_folder(output)

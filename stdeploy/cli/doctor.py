@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from stdeploy.cli.options import common_options
+
+if TYPE_CHECKING:
+    from stdeploy.cli.console import Talk
 
 EPILOG = """\b
 Examples:
@@ -17,12 +22,10 @@ Exit code 1 where something installed is broken; what is merely not installed is
 
 @click.command(epilog=EPILOG)
 @common_options
-def command(json_file: str | None, verbose: int, quiet: bool, traceback: bool) -> int:
+def command(talk: Talk) -> int:
     """Show versions, devices and readers found here, and what is broken."""
-    from stdeploy.cli.console import Talk
     from stdeploy.environment import examine
 
-    talk = Talk(json_file, verbose, quiet)
     found = examine()
     for part in found.parts:
         talk.result(f"{part.name:<16} {part.version or 'not installed':<16} {part.remark}".rstrip())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stdeploy.cli.options import common_options, data_option, model_options
+from stdeploy.cli.options import Output, common_options, data_option, model_options
 from stdeploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stdeploy.energy.prices import Graded, Memory, Static
     from stdeploy.energy.profile import Profile
     from stdeploy.energy.report import EnergyReport
+    from stdeploy.workflow import SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -54,19 +55,6 @@ class Shard(click.ParamType[tuple[int, int]]):
         if not (slash and index.isdecimal() and parts.isdecimal() and 1 <= int(index) <= int(parts)):
             self.fail(f"{value!r} is not a shard; 2/8 is the second of eight", param, ctx)
         return int(index), int(parts)
-
-
-class Output(click.ParamType[Path]):
-    """A file to write, with the suffix of its format, so that an option never overwrites a model."""
-
-    def __init__(self, *suffixes: str) -> None:
-        self.suffixes, self.name = suffixes, "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(value)
-        if path.suffix not in self.suffixes:
-            self.fail(f"{value!r} does not end in {' or '.join(self.suffixes)}", param, ctx)
-        return path
 
 
 _FILE = click.Path(path_type=Path)
@@ -153,10 +141,7 @@ _FILE = click.Path(path_type=Path)
 @common_options
 def command(
     model_file: Path | None,
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
+    talk: Talk,
     list_profiles: bool,
     self_check: bool,
     profile_names: tuple[str, ...],
@@ -175,14 +160,12 @@ def command(
     **options: Any,
 ) -> None:
     """Count MODEL's synaptic operations exactly on data, and price them."""
-    from stdeploy.cli.console import Talk
     from stdeploy.energy.ledger import load_ledger, save_ledger
     from stdeploy.energy.pictures import require_matplotlib
     from stdeploy.energy.prices import Choices
     from stdeploy.energy.report import EnergyReport
     from stdeploy.energy.views import require_views
 
-    talk = Talk(json_file, verbose, quiet)
     if (list_profiles or self_check) and model_file is not None:
         raise click.UsageError("--profiles and --self-check count nothing; leave out MODEL")
     if list_profiles:
@@ -260,8 +243,7 @@ def _counted(
     input_class: Class,
     batch: int | None,
     shard: tuple[int, int] | None,
-    model: str | None,
-    **options: Any,
+    source_options: SourceOptions,
 ) -> Ledger:
     from stdeploy import accounting, running, workflow
     from stdeploy.cli.export import COMPILING, describe
@@ -281,7 +263,7 @@ def _counted(
         raise click.UsageError("--reader runs an --artefact")
     if artefact is not None:
         workflow.target_of(artefact)  # a wrong file is refused before the model is traced
-    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    source = workflow.open_source(model_file, source_options)
     describe(talk, source)
     subject = accounting.subject(source, artefact, readers, which)
     with talk.patience(COMPILING):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stdeploy.graph import Graph
     from stdeploy.graph.weight import Array
     from stdeploy.parity import Report
-    from stdeploy.workflow import Lowered, Source
+    from stdeploy.workflow import Lowered, Source, SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -68,27 +68,23 @@ def command(
     samples: int | None,
     readers: tuple[str, ...],
     save_graph: Path | None,
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
-    model: str | None,
+    talk: Talk,
+    source_options: SourceOptions,
     **options: Any,
 ) -> None:
     """Compile MODEL (a checkpoint, or a .stg graph) for a target and prove that it computes the same spikes."""
     from stdeploy import rates, running, workflow
-    from stdeploy.cli.console import Talk, size_text
+    from stdeploy.cli.console import size_text
     from stdeploy.graph import file as graph_file
     from stdeploy.verify import require
 
-    talk = Talk(json_file, verbose, quiet)
     wanted = chosen_for(target, options)
     path = output or Path(model_file.stem + workflow.suffix_of(target, wanted))
     workflow.require_output(model_file, target, path, wanted, any_suffix=no_verify and target != "graph")
     if not no_verify and target != "graph":
         running.require_readers(target, readers, wanted)
     wanted = workflow.read_options(target, wanted)
-    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    source = workflow.open_source(model_file, source_options)
     describe(talk, source)
     if save_graph is not None:
         graph_file.save_graph(source.graph, save_graph)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from stdeploy.cli.options import SvgFile, common_options, model_options
+from stdeploy.cli.options import Output, common_options, model_options
 from stdeploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stdeploy.cli.console import Talk
     from stdeploy.summary import Layer, NeuronLayer, Summary
-    from stdeploy.workflow import Source
+    from stdeploy.workflow import Source, SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -35,7 +35,9 @@ _WEIGHTED = ("Linear", "Conv", "Affine")
     "--all", "everything", is_flag=True, help="Every node, not only those with weights or the largest."
 )
 @click.option(
-    "--svg", type=SvgFile(), help="Also draw the network's modules into this file (not for .onnx and .sev)."
+    "--svg",
+    type=Output(".svg"),
+    help="Also draw the network's modules into this file (not for .onnx and .sev).",
 )
 @model_options
 @common_options
@@ -44,23 +46,17 @@ def command(
     everything: bool,
     as_text: bool,
     svg: Path | None,
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
-    model: str | None,
-    **options: Any,
+    talk: Talk,
+    source_options: SourceOptions,
 ) -> None:
     """Show what FILE holds: layers, weights, neurons, what folds, and which targets take it."""
     from stdeploy import workflow
-    from stdeploy.cli.console import Talk
     from stdeploy.graph.printer import print_graph
 
-    talk = Talk(json_file, verbose, quiet)
     if model_file.suffix == ".nir" and not as_text:
         from stdeploy.cli.inspect_nir import inspect_nir
 
-        inspect_nir(talk, model_file, workflow.SourceOptions(model=model, **options), everything, svg)
+        inspect_nir(talk, model_file, source_options, everything, svg)
         return
     if model_file.suffix in (".onnx", ".sev") and (svg is not None or as_text):
         flag, kind = "--graph" if as_text else "--svg", model_file.suffix[1:].upper()
@@ -78,7 +74,7 @@ def command(
             talk.result(f"{name:<16} {fact}")
         talk.document({"schema_version": 1, **facts})
         return
-    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    source = workflow.open_source(model_file, source_options)
     if svg is not None:
         draw(talk, source, svg)
     if as_text:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from stdeploy.errors import UserError
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 NEURON_KEYS = ("tau", "v_threshold", "v_reset", "decay_input")
 _BOOLEANS = {"true": True, "false": False}
@@ -92,22 +94,32 @@ class JsonFile(click.ParamType[str]):
         return str(value)
 
 
-class SvgFile(click.ParamType[Path]):
-    """A file that ends in .svg: `--svg model.pt` must not overwrite a model."""
+class Output(click.ParamType[Path]):
+    """A file to write, with the suffix of its format, so that an option never overwrites a model."""
 
-    name = "file"
+    def __init__(self, *suffixes: str) -> None:
+        self.suffixes, self.name = suffixes, "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value).endswith(".svg"):
-            self.fail(f"{str(value)!r} does not end in .svg", param, ctx)
-        return Path(value)
+        path = Path(value)
+        if path.suffix not in self.suffixes:
+            self.fail(f"{str(value)!r} does not end in {' or '.join(self.suffixes)}", param, ctx)
+        return path
 
 
 _PATH = click.Path(path_type=Path)
 
 
-def model_options(function: F) -> F:
-    """What a file may not say about its model."""
+def model_options(function: Command) -> Command:
+    """What a file may not say about its model, which `function` gets as `source_options`."""
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        from stdeploy.workflow import SourceOptions
+
+        told = {field.name: given.pop(field.name) for field in fields(SourceOptions)}
+        return function(source_options=SourceOptions(**told), **given)
+
     for option in reversed(
         (
             click.option(
@@ -152,8 +164,8 @@ def model_options(function: F) -> F:
             ),
         )
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
@@ -235,7 +247,7 @@ TARGET_OPTIONS: dict[str, tuple[str, click.Option]] = {
 """An option of `export` that one target takes: its name there, the target, and how it is read."""
 
 
-def target_options(function: F) -> F:
+def target_options(function: Command) -> Command:
     """The options of TARGET_OPTIONS."""
     for _, option in reversed(TARGET_OPTIONS.values()):
         flag = {"is_flag": True, "default": None} if option.is_flag else {"type": option.type}
@@ -244,9 +256,8 @@ def target_options(function: F) -> F:
 
 
 def chosen_for(target: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Take the target options out of `options`; UserError where one is not `target`'s."""
-    chosen = {name: options.pop(name) for name in TARGET_OPTIONS}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    """Those of TARGET_OPTIONS that are given; UserError where one is not `target`'s."""
+    given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         owner, option = TARGET_OPTIONS[name]
         if owner != target:
@@ -254,8 +265,15 @@ def chosen_for(target: str, options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def common_options(function: F) -> F:
-    """-v, -q, --json and --traceback."""
+def common_options(function: Command) -> Command:
+    """-v, -q, --json and --traceback, by which `function` gets its `talk`."""
+
+    @functools.wraps(function)
+    def command(json_file: str | None, verbose: int, quiet: bool, traceback: bool, **given: Any) -> Any:
+        from stdeploy.cli.console import Talk
+
+        return function(talk=Talk(json_file, verbose, quiet), **given)
+
     for option in reversed(
         (
             click.option(
@@ -271,11 +289,11 @@ def common_options(function: F) -> F:
             click.option("--traceback", is_flag=True, help="Show the traceback of an error."),
         )
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
-def data_option(function: F) -> F:
+def data_option(function: Command) -> Command:
     """--data."""
     return click.option(
         "--data",

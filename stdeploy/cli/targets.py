@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stdeploy.chips import Budget, Chip
     from stdeploy.cli.console import Talk
     from stdeploy.placement import Placement
+    from stdeploy.workflow import SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -39,18 +40,14 @@ def command(
     model_file: Path | None,
     chip: str | None,
     dialects: bool,
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
-    **options: Any,
+    talk: Talk,
+    source_options: SourceOptions,
 ) -> None:
     """List the targets that `export` knows, plug-ins included; or hold MODEL (or a .nir file) against a chip."""
-    from stdeploy.cli.console import Talk
+    from stdeploy.workflow import SourceOptions
 
-    talk = Talk(json_file, verbose, quiet)
     if chip is None:
-        if model_file is not None or any(value is not None for value in options.values()):
+        if model_file is not None or source_options != SourceOptions():
             raise click.UsageError("MODEL and its options go with --chip")
         show = show_dialects if dialects else show_targets
         show(talk)
@@ -64,9 +61,8 @@ def command(
         show_chip(talk, profile)
         return
     from stdeploy.placement import place
-    from stdeploy.workflow import SourceOptions
 
-    placement = place(model_file, profile, SourceOptions(**options))
+    placement = place(model_file, profile, source_options)
     show_placement(talk, profile, placement)
     if not placement.budget.fits:
         raise click.exceptions.Exit(1)

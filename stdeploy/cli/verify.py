@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from stdeploy.cli.options import common_options, data_option, model_options
+
+if TYPE_CHECKING:
+    from stdeploy.cli.console import Talk
+    from stdeploy.workflow import SourceOptions
 
 EPILOG = """\b
 Examples:
@@ -41,23 +45,17 @@ def command(
     data: Path | None,
     samples: int | None,
     readers: tuple[str, ...],
-    json_file: str | None,
-    verbose: int,
-    quiet: bool,
-    traceback: bool,
-    model: str | None,
-    **options: Any,
+    talk: Talk,
+    source_options: SourceOptions,
 ) -> None:
     """Compare ARTEFACT with MODEL, spike for spike."""
     from stdeploy import running, workflow
     from stdeploy.cli import export
-    from stdeploy.cli.console import Talk
     from stdeploy.verify import require
 
-    talk = Talk(json_file, verbose, quiet)
     # a wrong file or reader is refused before the model is traced
     running.require_readers(running.runs_as(artefact), readers)
-    source = workflow.open_source(model_file, workflow.SourceOptions(model=model, **options))
+    source = workflow.open_source(model_file, source_options)
     exported = workflow.exported_graph(source, artefact)
     chosen = export.inputs_for(talk, source.graph, data, samples)
     found = export.verify(talk, source, exported, artefact, chosen, readers)
