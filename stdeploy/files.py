@@ -33,9 +33,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror}", hint="choose a writable path with -o"
-        ) from error
+        raise _cannot_write(target, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -44,11 +42,14 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0)
-        ) from error
+        raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> UserError:
+    hint = _HINTS.get(error.errno or 0, "choose a writable path with -o")
+    return UserError(f"cannot write {target}: {error.strerror or error}", hint=hint)
 
 
 def _umask() -> int:
@@ -82,9 +83,7 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent)
         )
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror}", hint="choose a writable path with -o"
-        ) from error
+        raise _cannot_write(target, error) from error
     replaced = temporary.with_suffix(".old")
     try:
         yield temporary
@@ -93,9 +92,7 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
             os.replace(target, replaced)
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0)
-        ) from error
+        raise _cannot_write(target, error) from error
     finally:
         if replaced.exists() and not target.exists():
             os.replace(replaced, target)
