@@ -20,9 +20,9 @@ from stdeploy.cli.app import COMMANDS, run
 from stdeploy.errors import UserError
 from stdeploy.graph import Graph, GraphBuilder, ops
 from stdeploy.graph.file import load_graph, save_graph
-from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.commands import ROOT, program, saved
+from tests.graphs import spikformer_graph
 
-ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
 
 
@@ -30,22 +30,8 @@ GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a graph file and data for it."""
     monkeypatch.chdir(tmp_path)
-    save_graph(GRAPH, tmp_path / "net.stg")
-    images = random_inputs(GRAPH, 9, 1)
-    assert every_layer_fires(GRAPH, images)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(9) % 5)
+    saved(GRAPH, 9)
     return tmp_path
-
-
-def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "stdeploy.cli", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        **options,
-    )
 
 
 def leftovers(folder: Path, *known: str) -> list[str]:

@@ -23,10 +23,10 @@ from stdeploy.checkpoint import save_checkpoint
 from stdeploy.cli.app import run
 from stdeploy.graph.file import save_graph
 from stdeploy.models import Spikformer, SpikformerConfig
-from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.commands import ROOT, program, saved
+from tests.graphs import random_inputs, spikformer_graph
 from tests.test_cli import nudged
 
-ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
 CONFIG = SpikformerConfig(
     depth=1,
@@ -44,20 +44,10 @@ CONFIG = SpikformerConfig(
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a graph, data for it, and a checkpoint."""
     monkeypatch.chdir(tmp_path)
-    save_graph(GRAPH, tmp_path / "net.stg")
-    images = random_inputs(GRAPH, 9, 1)
-    assert every_layer_fires(GRAPH, images)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(9) % 5)
+    saved(GRAPH, 9)
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "model.pt", Spikformer(CONFIG))
     return tmp_path
-
-
-def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **options}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stdeploy.cli", *arguments]
-    return subprocess.run(command, check=False, text=True, env=environment, **streams)
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:

@@ -18,7 +18,8 @@ from stdeploy.cli.app import run
 from stdeploy.energy.counting import count
 from stdeploy.graph.file import save_graph
 from stdeploy.graph.interpreter import interpret
-from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.commands import saved
+from tests.graphs import spikformer_graph
 
 GRAPH = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.5, seed=3)
 SMALLER = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.8, seed=3)
@@ -28,11 +29,8 @@ SMALLER = spikformer_graph(steps=2, image=(2, 8, 8), masked=0.8, seed=3)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with two graph files and data for them."""
     monkeypatch.chdir(tmp_path)
-    save_graph(GRAPH, tmp_path / "net.stg")
+    saved(GRAPH, 7)
     save_graph(SMALLER, tmp_path / "smaller.stg")
-    images = random_inputs(GRAPH, 7, 1)
-    assert every_layer_fires(GRAPH, images)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(7) % 5)
     return tmp_path
 
 
@@ -188,10 +186,7 @@ def test_event_frames_with_time_first(tmp_path: Path, monkeypatch: pytest.Monkey
     """The batch is the second axis then; T = 1 has one column of rates; counts cost no multiplication."""
     monkeypatch.chdir(tmp_path)
     graph = spikformer_graph(steps=1, image=(2, 8, 8), layout="TB", seed=4)
-    frames = random_inputs(graph, 5, 1)
-    assert every_layer_fires(graph, frames)
-    save_graph(graph, tmp_path / "net.stg")
-    np.savez(tmp_path / "data.npz", images=frames)
+    saved(graph, 5)
     common = ("net.stg", "--data", "data.npz", "-q")
     assert energy(*common, "--input-class", "count", "--html", "r.html", "--json", "count.json") == 0
     assert energy(*common, "--json", "real.json", "--counts", "whole.json") == 0

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from stdeploy.cli.app import run
 from stdeploy.errors import StdeployWarning
-from stdeploy.graph.file import save_graph
-from tests.graphs import random_inputs, spikformer_graph
+from tests.commands import saved
+from tests.graphs import spikformer_graph
 
 numba = pytest.importorskip("numba")
 cache = importlib.import_module("stdeploy.runtime.event.cache")
@@ -151,9 +150,7 @@ def test_errors_of_the_function_stay_its_own(folder: Path) -> None:
 def test_a_command_goes_on_and_says_it_once(
     folder: Path, quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    graph = spikformer_graph(steps=1, image=(2, 8, 8), seed=5)
-    save_graph(graph, Path("net.stg"))
-    np.savez("net.npz", images=random_inputs(graph, 3, 1))
+    saved(spikformer_graph(steps=1, image=(2, 8, 8), seed=5), 3)
     program, real = loaded(), session.EventSession.compile
 
     def compile_too(engine: Any) -> None:
@@ -162,7 +159,7 @@ def test_a_command_goes_on_and_says_it_once(
 
     monkeypatch.setattr(session.EventSession, "compile", compile_too)
     vanished(folder)
-    command = ["export", "net.stg", "--target", "event", "--data", "net.npz", *["-q"] * quiet]
+    command = ["export", "net.stg", "--target", "event", "--data", "data.npz", *["-q"] * quiet]
     assert run(command) == 0
     shown = capsys.readouterr()
     assert shown.err.count("warning: ") == (not quiet) and "Traceback" not in shown.err

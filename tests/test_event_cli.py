@@ -17,9 +17,9 @@ from stdeploy.cli.app import run
 from stdeploy.exporters.event import export
 from stdeploy.exporters.event.container import Sev, read_sev
 from stdeploy.graph import Graph
-from stdeploy.graph.file import save_graph
 from tests.chains import chain, conv, lif
-from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
+from tests.commands import saved
+from tests.graphs import random_inputs, spikformer_graph
 
 pytest.importorskip("numba")
 program = importlib.import_module("stdeploy.runtime.event.program")
@@ -37,10 +37,7 @@ QUICK = ["--seconds", "0.05", "--rounds", "5", "--threads", "1"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, graph in GRAPHS.items():
-        save_graph(graph, tmp_path / f"{name}.stg")
-        images = random_inputs(graph, 3, 1)
-        assert every_layer_fires(graph, images)
-        np.savez(tmp_path / f"{name}.npz", images=images)
+        saved(graph, 3, name, name)
     return tmp_path
 
 

@@ -20,13 +20,13 @@ from stdeploy.errors import UnsupportedError, UserError
 from stdeploy.exporters.onnx import check, export
 from stdeploy.exporters.onnx.int8 import BIAS_RANGE, LARGEST, quantise, takes
 from stdeploy.graph import Graph, GraphBuilder, Weight, ops, validate
-from stdeploy.graph.file import save_graph
 from stdeploy.graph.graph import rewrite
 from stdeploy.graph.interpreter import Interpreter
 from stdeploy.graph.value import count
 from stdeploy.passes.pipelines import PIPELINES, run_pipeline
 from stdeploy.runtime.onnx_session import OnnxRuntimeExecutor, OpenVinoExecutor
 from stdeploy.verify import compare, require
+from tests.commands import saved
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 
@@ -261,8 +261,7 @@ def test_a_pruned_network_is_smaller_and_still_proven(tmp_path: Path) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     graph = spikformer_graph(steps=2, image=(2, 8, 8), seed=3)
-    save_graph(graph, tmp_path / "net.stg")
-    np.savez(tmp_path / "data.npz", images=random_inputs(graph, 9, 1), labels=np.arange(9) % 5)
+    saved(graph, 9)
     return tmp_path
 
 
