@@ -1,6 +1,6 @@
 """What the event engine's kernels cost on this machine: seconds for each thing of exporters.event.cost.Costs, fitted.
 
-Every Linear and Conv of the dense, L1P 90 % and DSP 90 % networks is timed with both kernels on one thread; costs are
+Every Linear and Conv of some networks (event_engine.CALIBRATED) is timed with both kernels on one thread; costs are
 the non-negative ones that make the relative errors smallest. `python -m benchmarks.event_engine --calibrate` writes
 benchmarks/results/event_costs.json, with every layer's measured and predicted time.
 """

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,19 @@ from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=5, image=(2, 8, 8), masked=0.5, neurons="mixed", seed=3)
 LOWERED = run_pipeline(GRAPH, PIPELINES["default"]).graph
-COSTS = Costs(2e-9, 3e-8, 5e-7, 1e-9, 6e-9, 4e-8, 7e-7, "a test")
+COSTS = Costs(
+    row_add=2e-9,
+    row_output=3e-8,
+    row_visit=5e-7,
+    row_fetch=8e-7,
+    row_near=9e-8,
+    column_add=1e-9,
+    column_value_add=6e-9,
+    column_output=4e-8,
+    column_run=7e-7,
+    machine="a test",
+)
+FREE = Costs(*[0.0] * 9, machine="a test")
 
 
 @pytest.fixture
@@ -104,7 +117,7 @@ def test_costs_are_those_of_nested_loops(
     places, planes = high * wide, len(f"{maximum:b}")
     assert found.products == places * weight.size
     block, blocks = (16, 1) if outputs == 6 else (64, 2)
-    adds = visits = 0
+    adds = visits = weights = 0
     for first, tap, word in itertools.product(
         range(0, outputs, block), np.ndindex(kernel), range(0, inputs, 64)
     ):
@@ -112,7 +125,14 @@ def test_costs_are_those_of_nested_loops(
         width_ = min(64, inputs - word)
         if any(weight_of(weight, groups, o, c, tap) for o in own for c in range(word, word + width_)):
             adds, visits = adds + width_ * block * places, visits + planes * places
+            weights += width_ * block
+
+    def used(sums: int) -> float:
+        return 1 - (1 - min(1, bits)) ** sums
+
     rows = 2e-9 * bits * adds + 3e-8 * block * blocks * places + 5e-7 * visits
+    rows += 8e-7 * weights * used(2 * places) / 2  # two steps
+    rows += 9e-8 * weights * sum(used(2 * min(8, places - p)) for p in range(0, places, 8)) / 2
     lanes = places // 64 * 64 + (0, 16, 64, 64, 64)[-(-(places % 64) // 16)]
     breaks = [x for _ in range(high) for x in range(wide) if x % 64 == 0 or stride > 1]
     runs = len(breaks) * kernel[0] * kernel[1] * inputs
@@ -135,7 +155,13 @@ def test_numbers_are_all_added_and_looked_at_once() -> None:
     weight[3, 5] = 1
     graph, node = product((70, 3), ops.REAL, weight)
     found = estimate(graph, node, Rate(0.5, 0.5), COSTS)
-    assert found.work["rows"] == {"row_add": 64 * 32 * 3, "row_output": 32 * 3, "row_visit": 3}
+    assert found.work["rows"] == {
+        "row_add": 64 * 32 * 3,
+        "row_output": 32 * 3,
+        "row_visit": 3,
+        "row_fetch": 64 * 32 / 2,
+        "row_near": 64 * 32 / 2,
+    }
     assert found.work["columns"]["column_value_add"] == 16
 
 
@@ -157,7 +183,7 @@ def test_the_rate_decides() -> None:
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(32, 48)) * (rng.random((32, 48)) < 0.1)
     graph, node = product((48, 4, 8), count(1.0, 1), weight)
-    even = Costs(1e-9, 0, 0, 1e-9, 1e-9, 0, 0)
+    even = replace(FREE, row_add=1e-9, column_add=1e-9)
     assert estimate(graph, node, Rate(0.01, 0.02), even).kernel == "rows"
     assert estimate(graph, node, Rate(0.01, 0.9), even).kernel == "columns"
 

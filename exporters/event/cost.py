@@ -12,14 +12,14 @@ it were data.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from stdeploy.exporters.event.formats import Layout
 from stdeploy.exporters.event.pack import blocks_of, parts_of
 from stdeploy.exporters.event.products import takes_columns
-from stdeploy.exporters.event.stages import LANES, WORD
+from stdeploy.exporters.event.stages import LANES, POSITIONS_TOGETHER, STEPS_TOGETHER, WORD
 from stdeploy.graph.graph import Graph, Node
 from stdeploy.graph.ops import Conv, Linear
 
@@ -36,20 +36,23 @@ class Costs:
     """Seconds of one thread for each thing that kernels do.
 
     `row_add`: a weight of a row added to one sum. `row_output`: an output begun with its bias, fired and written.
-    `row_visit`: a block of outputs looking at WORD inputs of one position of a window. `column_add`: a nonzero weight added at
-    one position and bit plane; `column_value_add`: times the number at one position. `column_output`: as `row_output`.
-    `column_run`: a run of neighbouring positions copied when a window is unfolded. `machine`: where they were measured.
-    The defaults are fitted to both kernels of every Linear and Conv of Spikformer-4-384-1536, dense, L1P 90 % and
-    DSP 90 %, at a mean rate of 8 % (benchmarks/results/event_costs.json).
+    `row_visit`: a block of outputs looking at WORD inputs of one position of a window. `row_fetch`: a weight of a row
+    fetched from memory, once for all steps; `row_near`: from the second cache, once for POSITIONS_TOGETHER x STEPS_TOGETHER
+    sums. `column_add`: a nonzero weight added at one position and bit plane; `column_value_add`: times the number at one
+    position. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied when a window is
+    unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear and Conv of
+    Spikformer-4-384-1536 networks at rates from 2 to 20 % (benchmarks/results/event_costs.json).
     """
 
-    row_add: float = 8.0e-12
-    row_output: float = 2.5e-10
-    row_visit: float = 7.9e-9
-    column_add: float = 1.8e-11
+    row_add: float = 1.0e-11
+    row_output: float = 2.1e-10
+    row_visit: float = 2.3e-9
+    row_fetch: float = 2.7e-10
+    row_near: float = 2.0e-11
+    column_add: float = 1.7e-11
     column_value_add: float = 2.4e-11
-    column_output: float = 2.3e-10
-    column_run: float = 0.0
+    column_output: float = 2.9e-10
+    column_run: float = 1.8e-10
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,11 +95,15 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
     blocks, vectors = blocks_of(outputs)
     room = blocks * vectors * LANES
     parts, rows = parts_of(op, layout.channels)
+    weights, steps = rows * vectors * LANES, graph.steps if layout.stepped else 1
+    bits = rate.bits if layout.planes else 1.0
     work = {
         "rows": {
-            "row_add": (rate.bits if layout.planes else 1.0) * rows * positions * vectors * LANES,
+            "row_add": bits * weights * positions,
             "row_output": float(room * positions),
             "row_visit": float(parts * positions * max(1, layout.planes)),
+            "row_fetch": weights * _used(bits, positions * steps) / steps,
+            "row_near": weights * sum(_used(bits, sums) for sums in _groups(positions, steps)) / steps,
         }
     }
     if takes_columns(op, layout):
@@ -120,3 +127,15 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
 def _runs(op: Conv, space: list[int]) -> int:
     """Runs of neighbouring outputs that see neighbouring inputs, of one tap and channel."""
     return math.prod(space[:-1]) * (-(-space[-1] // WORD) if op.stride[-1] == 1 else space[-1])
+
+
+def _used(bits: float, sums: int) -> float:
+    """Share of the rows that any of so many sums adds, where each bit is as likely as the others."""
+    return 1 - (1 - min(1.0, bits)) ** sums
+
+
+def _groups(positions: int, steps: int) -> Iterator[int]:
+    """How many sums share the rows that are near, group by group."""
+    for p in range(0, positions, POSITIONS_TOGETHER):
+        for t in range(0, steps, STEPS_TOGETHER):
+            yield min(POSITIONS_TOGETHER, positions - p) * min(STEPS_TOGETHER, steps - t)
