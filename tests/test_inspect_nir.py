@@ -19,7 +19,7 @@ from stdeploy.nir_summary import Depth, summarise_nir
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from tests.graphs import spikformer_graph
-from tests.test_import_nir import conv2d, damaged, lif, network, plain
+from tests.nir_graphs import conv2d, damaged, lif, network, plain
 
 
 @pytest.fixture(scope="module")
