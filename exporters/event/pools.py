@@ -18,8 +18,8 @@ def empty_window(graph: Graph, node: Node) -> str | None:
     if not isinstance(node.op, ops.MaxPool):
         return None
     x = graph[node.inputs[0]].value
-    windows = pack.windows(node.op, x.shape[1:], node.value.shape[1:])
-    if not Layout.of(x).planes or np.all(np.diff(windows.ends)):
+    bits = Layout.of(x).planes > 0
+    if not bits or np.all(np.diff(pack.windows(node.op, x.shape[1:], node.value.shape[1:]).ends)):
         return None
     return "a window holds nothing but padding: its maximum is -inf, which is neither a spike nor a count of them"
 
