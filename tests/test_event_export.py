@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from stdeploy import running
 from stdeploy.cli.app import run
+from stdeploy.cli.inspect_event import kernel_table
 from stdeploy.errors import UnsupportedError, UserError
+from stdeploy.event_summary import summarise_event
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
@@ -380,6 +382,9 @@ def test_data_measures_and_the_plan_goes_round(folder: Path, capsys: pytest.Capt
     held = document["plan"]
     assert held["rates"] == {"measured": True, "data": "data.npz", "samples": 3}
     assert all(name in shown for name in held["kernels"]) and "measured on 3 samples of data.npz" in shown
+    titles = [str(column.header) for column in kernel_table(summarise_event(folder / "net.sev")).columns]
+    assert titles[3:6] == ["inputs not zero", "bits set", "weights not zero"]
+    assert all(0 < row["input_rate"] <= row["input_bits"] < 3 for row in held["layers"].values())
     assert document["size_bytes"] == (folder / "net.sev").stat().st_size
     assert sum(document["stages"].values()) and document["arrays"]["weights"]["type"] == "float32"
     arguments = ["export", "net.stg", "--target", "event", "--plan", "plan.json", "-o", "again.sev"]
