@@ -1,7 +1,8 @@
-"""What is compiled is kept; where it cannot be kept or read back it runs all the same, with one warning that says so."""
+"""What is compiled is kept; where it cannot be it runs all the same, with one warning that says so."""
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -110,28 +111,41 @@ def overwritten(folder: Path) -> None:
     file.write_bytes(b"no pickle at all")
 
 
-@pytest.mark.parametrize(
-    ("damage", "fault"),
-    [
-        (vanished, "cannot be used"),
-        (unreadable, "cannot be used"),
-        (cut("*.nbi", 0), "is damaged"),
-        (cut("*.nbi", 30), "is damaged"),
-        (cut("*.nbc", 500), "is damaged"),
-        (overwritten, "is damaged"),
-    ],
-)
-def test_files_that_cannot_be_used(folder: Path, damage: Callable[[Path], None], fault: str) -> None:
-    first = loaded()
-    assert first(2, 3) == 5
+@pytest.mark.parametrize("damage", [vanished, unreadable])
+def test_files_that_cannot_be_used(folder: Path, damage: Callable[[Path], None]) -> None:
+    assert loaded()(2, 3) == 5
     program = loaded()
     damage(folder)
     with pytest.warns(StdeployWarning) as caught:
         assert program(2, 3) == 5 and program(2.5, 3.0) == 5.5
     (warning,) = caught
     text = str(warning.message)
-    assert f"{folder} {fault} (" in text and "NUMBA_CACHE_DIR" in text
-    assert ("delete its files" in text) == (fault == "is damaged")
+    assert f"{folder} cannot be used (" in text and "NUMBA_CACHE_DIR" in text
+
+
+@pytest.mark.parametrize(
+    "damage", [cut("*.nbi", 0), cut("*.nbi", 30), cut("*.nbc", 0), cut("*.nbc", 500), overwritten]
+)
+def test_damaged_files_are_written_anew(folder: Path, damage: Callable[[Path], None]) -> None:
+    assert loaded()(2, 3) == 5
+    damage(folder)
+    program, again = loaded(), loaded()
+    assert program(2, 3) == 5 and hits(program) == 0
+    assert again(2, 3) == 5 and hits(again) == 1
+
+
+def test_damaged_files_that_cannot_be_written_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded()(2, 3) == 5
+    overwritten(folder)
+    program = loaded()
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_index", full)
+    with pytest.warns(StdeployWarning, match="No space left on device") as caught:
+        assert program(2, 3) == 5
+    assert len(caught) == 1
 
 
 def test_no_folder_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

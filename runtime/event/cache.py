@@ -11,32 +11,37 @@ from numba.core.caching import FunctionCache
 
 from stdeploy.errors import StdeployWarning
 
-ANEW = "the event engine's kernels are compiled anew in every process, up to a minute each time"
+_ANEW = "the event engine's kernels are compiled anew in every process, up to a minute each time"
 _OTHER = "name another folder with NUMBA_CACHE_DIR"
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """`function` compiled by numba: once a machine where files of it can be kept, else once a process.
 
-    StdeployWarning, once, where they cannot be kept or read back; the function then runs all the same.
+    StdeployWarning, once, where they cannot be kept or read; the function then runs all the same.
     """
     program: Any = numba.njit(**options)(function)
     try:
         program._cache = Cache(function)  # as Dispatcher.enable_caching does
     except RuntimeError as error:  # numba finds no folder that it may write
-        warnings.warn(f"{ANEW}: {error}; {_OTHER}", StdeployWarning, stacklevel=2)
+        warnings.warn(f"{_ANEW}: {error}; {_OTHER}", StdeployWarning, stacklevel=2)
     return program
 
 
 class Cache(FunctionCache):  # type: ignore[misc]
-    """numba's; where a file of it fails, it does no more, instead of failing what it was to make faster."""
+    """numba's; where a file of it fails, it does no more, instead of failing what it was to make faster.
+
+    Damaged files are written anew.
+    """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception as error:  # noqa: BLE001 - a damaged pickle may raise anything
+        except OSError as error:
             self._give_up(error)
-            return None
+        except Exception:  # noqa: BLE001 - a damaged pickle may raise anything
+            self._empty()
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -44,10 +49,17 @@ class Cache(FunctionCache):  # type: ignore[misc]
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _empty(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
         self.disable()
-        broken, reason = isinstance(error, OSError), getattr(error, "strerror", None)
-        fault = "cannot be used" if broken else "is damaged"
-        cure = _OTHER if broken else f"delete its files, or {_OTHER}"
-        why = f"numba's cache {self.cache_path} {fault} ({reason or repr(error)})"
-        warnings.warn(f"{ANEW}: {why}; {cure}", StdeployWarning, stacklevel=2)
+        reason = error.strerror or repr(error)
+        warnings.warn(
+            f"{_ANEW}: numba's cache {self.cache_path} cannot be used ({reason}); {_OTHER}",
+            StdeployWarning,
+            stacklevel=2,
+        )
