@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stdeploy import running
 from stdeploy.cli.app import run
@@ -25,37 +21,24 @@ from stdeploy.event_summary import summarise_event
 from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
-from stdeploy.exporters.event.cost import Costs, Rate, estimate, layers_of
+from stdeploy.exporters.event.cost import Costs, Rate, layers_of
 from stdeploy.exporters.event.plan import ASSUMED_RATE, Options, Rates, plan
-from stdeploy.graph import Graph, GraphBuilder, Weight, ops
+from stdeploy.graph import GraphBuilder, Weight, ops
 from stdeploy.graph.execution import Execution
 from stdeploy.graph.file import save_graph
 from stdeploy.graph.interpreter import Interpreter, interpret
 from stdeploy.graph.value import count
-from stdeploy.graph.weight import Array
 from stdeploy.passes.base import run_pipeline
 from stdeploy.passes.pipelines import PIPELINES
 from stdeploy.rates import input_rates, rate_option
 from stdeploy.runtime.bench import needs
 from stdeploy.workflow import Source, lower, open_source
+from tests.chains import chain
 from tests.graphs import every_layer_fires, random_inputs, spikformer_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH = spikformer_graph(steps=5, image=(2, 8, 8), masked=0.5, neurons="mixed", seed=3)
 LOWERED = run_pipeline(GRAPH, PIPELINES["default"]).graph
-COSTS = Costs(
-    row_add=2e-9,
-    row_output=3e-8,
-    row_visit=5e-7,
-    row_fetch=8e-7,
-    row_near=9e-8,
-    column_add=1e-9,
-    column_value_add=6e-9,
-    column_output=4e-8,
-    column_run=7e-7,
-    machine="a test",
-)
-FREE = Costs(*[0.0] * 9, machine="a test")
 
 
 @pytest.fixture
@@ -66,128 +49,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert every_layer_fires(GRAPH, images)
     np.savez(tmp_path / "data.npz", images=images)
     return tmp_path
-
-
-def product(
-    shape: tuple[int, ...], domain: Any, weight: np.ndarray[Any, Any], **conv: Any
-) -> tuple[Graph, Any]:
-    """A graph of one Linear or Conv, and its node."""
-    build = GraphBuilder(2)
-    axes = ("channel", "y", "x")[: len(shape)]
-    x = build.add(ops.Input(shape, axes, "TB", domain), name="x")
-    dense = Weight.dense(weight)
-    op = ops.Conv(dense, None, **conv) if conv else ops.Linear(dense)
-    y = build.add(op, (x,), name="layer")
-    build.add(ops.Output("y", "TB"), (y,), name="y")
-    graph = build.build()
-    return graph, graph["layer"]
-
-
-@given(
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.integers(1, 2),
-    outputs=st.sampled_from([6, 100]),
-    groups=st.sampled_from([1, 2]),
-    inputs=st.sampled_from([4, 66, 130]),
-    bits=st.floats(0, 3),
-    maximum=st.integers(1, 9),
-    density=st.sampled_from([0.0, 0.003, 0.1, 1.0]),
-    width=st.sampled_from([7, 70]),
-)
-def test_costs_are_those_of_nested_loops(
-    kernel: tuple[int, int],
-    stride: int,
-    outputs: int,
-    groups: int,
-    inputs: int,
-    bits: float,
-    maximum: int,
-    density: float,
-    width: int,
-) -> None:
-    """Rows look at WORD rows of a tap where some output of a block, here of at most 64, has a weight in them."""
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=(outputs, inputs // groups, *kernel))
-    weight[rng.random(weight.shape) >= density] = 0
-    steps, pads = (stride, stride), (kernel[0] - 1, kernel[1] - 1)
-    shape = (inputs, 2, width)
-    graph, node = product(
-        shape, count(1.0, maximum), weight, stride=steps, padding=pads, dilation=(1, 1), groups=groups
-    )
-    found = estimate(graph, node, Rate(0.0, bits), COSTS)
-    _, high, wide = node.value.shape
-    places, planes = high * wide, len(f"{maximum:b}")
-    assert found.products == places * weight.size
-    block, blocks = (16, 1) if outputs == 6 else (64, 2)
-    adds = visits = weights = 0
-    for first, tap, word in itertools.product(
-        range(0, outputs, block), np.ndindex(kernel), range(0, inputs, 64)
-    ):
-        own = range(first, min(outputs, first + block))
-        width_ = min(64, inputs - word)
-        if any(weight_of(weight, groups, o, c, tap) for o in own for c in range(word, word + width_)):
-            adds, visits = adds + width_ * block * places, visits + planes * places
-            weights += width_ * block
-
-    def used(sums: int) -> float:
-        return 1 - (1 - min(1, bits)) ** sums
-
-    rows = 2e-9 * bits * adds + 3e-8 * block * blocks * places + 5e-7 * visits
-    rows += 8e-7 * weights * used(2 * places) / 2  # two steps
-    rows += 9e-8 * weights * sum(used(2 * min(8, places - p)) for p in range(0, places, 8)) / 2
-    lanes = places // 64 * 64 + (0, 16, 64, 64, 64)[-(-(places % 64) // 16)]
-    breaks = [x for _ in range(high) for x in range(wide) if x % 64 == 0 or stride > 1]
-    runs = len(breaks) * kernel[0] * kernel[1] * inputs
-    columns = 1e-9 * np.count_nonzero(weight) * lanes * planes + 4e-8 * outputs * lanes + 7e-7 * runs * planes
-    assert found.seconds["rows"] == pytest.approx(rows)
-    assert found.seconds["columns"] == pytest.approx(columns)
-    assert found.kernel == ("columns" if columns < rows else "rows")
-
-
-def weight_of(weight: Array, groups: int, o: int, c: int, tap: tuple[int, ...]) -> float:
-    """The weight of a grouped convolution between an output and a channel."""
-    outputs, inputs = weight.shape[:2]
-    same = o // (outputs // groups) == c // inputs
-    return float(weight[o, c % inputs, *tap]) if same else 0.0
-
-
-def test_numbers_are_all_added_and_looked_at_once() -> None:
-    """A Linear over reals: 70 channels are two words, of which the second has no weight."""
-    weight = np.zeros((17, 70))
-    weight[3, 5] = 1
-    graph, node = product((70, 3), ops.REAL, weight)
-    found = estimate(graph, node, Rate(0.5, 0.5), COSTS)
-    assert found.work["rows"] == {
-        "row_add": 64 * 32 * 3,
-        "row_output": 32 * 3,
-        "row_visit": 3,
-        "row_fetch": 64 * 32 / 2,
-        "row_near": 64 * 32 / 2,
-    }
-    assert found.work["columns"]["column_value_add"] == 16
-
-
-@pytest.mark.parametrize("domain", [count(1.0, 64), ops.REAL])
-def test_convolutions_of_inputs_that_are_no_bits_go_by_rows(domain: Any, tmp_path: Path) -> None:
-    weight = np.zeros((8, 4, 1, 1))
-    weight[0, 0] = 1  # columns would be far cheaper
-    graph, node = product((4, 5, 7), domain, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-    assert estimate(graph, node, Rate(1.0, 1.0), COSTS).seconds.keys() == {"rows"}
-    linear, at = product((4, 5, 7), domain, weight[:, :, 0, 0])
-    assert estimate(linear, at, Rate(1.0, 1.0), COSTS).kernel == "columns"
-    (tmp_path / "plan.json").write_text('{"kernels": {"layer": "columns"}}')
-    with pytest.raises(UserError, match="layer cannot be run by columns") as caught:
-        plan(graph, Options(plan=tmp_path / "plan.json"))
-    assert caught.value.hint == "kernels that can: rows"
-
-
-def test_the_rate_decides() -> None:
-    rng = np.random.default_rng(1)
-    weight = rng.normal(size=(32, 48)) * (rng.random((32, 48)) < 0.1)
-    graph, node = product((48, 4, 8), count(1.0, 1), weight)
-    even = replace(FREE, row_add=1e-9, column_add=1e-9)
-    assert estimate(graph, node, Rate(0.01, 0.02), even).kernel == "rows"
-    assert estimate(graph, node, Rate(0.01, 0.9), even).kernel == "columns"
 
 
 def test_without_data_the_rate_is_assumed_and_said() -> None:
@@ -302,13 +163,13 @@ def test_rates_that_are_none() -> None:
         rates = Rates(dict.fromkeys(plan(LOWERED, Options()).kernels, wrong), "x", 1)
         with pytest.raises(UserError, match="are none of its inputs"):
             plan(LOWERED, Options(rates=rates))
-    graph, _ = product((3, 2), count(1.0, 6), np.ones((2, 3)))
+    graph = chain((3, 2), ops.Linear(Weight.dense(np.ones((2, 3))), None), domain=count(1.0, 6))
     for bits, right in ((0.4, False), (0.5, True), (3.0, True), (3.1, False)):
-        options = Options(rates=Rates({"layer": Rate(0.5, bits)}, "x", 1))
+        options = Options(rates=Rates({"n0": Rate(0.5, bits)}, "x", 1))
         if right:
-            assert plan(graph, options).estimates["layer"].rate.bits == bits
+            assert plan(graph, options).estimates["n0"].rate.bits == bits
             continue
-        with pytest.raises(UserError, match=r"layer are none of its inputs: 0\.5"):
+        with pytest.raises(UserError, match=r"n0 are none of its inputs: 0\.5"):
             plan(graph, options)
     with pytest.raises(UserError, match="no option speed"):
         export(LOWERED, "net.sev", {"speed": 9})
