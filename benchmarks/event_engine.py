@@ -35,7 +35,8 @@ from stdeploy.files import atomic_write
 from stdeploy.runtime.bench.engine import Batches, measure
 from stdeploy.runtime.bench.machine import available_cores, examine_machine
 from stdeploy.runtime.bench.process import WorkerProcess
-from stdeploy.runtime.bench.report import BenchReport, Plan, Point
+from stdeploy.runtime.bench.report import BenchReport, Plan, Point, Row
+from stdeploy.runtime.bench.statistics import Ratio, ratio_of_medians
 from stdeploy.runtime.event.session import EventSession
 from stdeploy.runtime.sessions import SessionOptions
 
@@ -127,23 +128,41 @@ def _against(point: Point) -> dict[str, Any]:
 
 
 def curves(nets: list[Net], files: dict[str, Path], images: Batches, plan: Plan) -> dict[str, Any]:
-    """Every network's event file in the same turns: medians by name, and whether they go with sparsity and rate."""
+    """Every network's event file in the same turns: medians by name, and how they go with sparsity and rate.
+
+    `steps`: along each curve a network's median over that of the next, which has more to do. `monotone`: none is above 1,
+    or its interval reaches down to 1.
+    """
     specs = [
         benchmark.event_spec(net.name, net.name, SessionOptions(), path=str(files[net.name])) for net in nets
     ]
     report = BenchReport(
         examine_machine(), plan, tuple(measure(specs, images, replace(plan, reference=DENSE.name), log=log))
     )
-    rows = {row.name: row.summary for point in report.points for row in point.rows}
-    ms = {name: 1e3 * summary.p50 for name, summary in rows.items() if summary is not None}
+    rows = {row.name: row for point in report.points for row in point.rows}
+    ms = {name: 1e3 * row.summary.p50 for name, row in rows.items() if row.summary is not None}
     lines = {"sparsity": [n.name for n in reversed(BY_SPARSITY)]}
     lines |= {f"rate, {line[0].name.split('-')[0]}": [n.name for n in line] for line in BY_RATE}
-    monotone = {
-        name: all(ms[a] <= ms[b] for a, b in pairwise(line))
+    ratios = {
+        name: {f"{a} / {b}": _step(rows[a], rows[b]) for a, b in pairwise(line)}
         for name, line in lines.items()
         if {*line} <= {*ms}
     }
-    return {"ms": ms, "monotone": monotone, "report": kept(report)}
+    return {
+        "ms": ms,
+        "steps": {name: {step: r.to_dict() for step, r in line.items()} for name, line in ratios.items()},
+        "monotone": {
+            name: all(min(r.value, r.low or r.value) <= 1 for r in line.values())
+            for name, line in ratios.items()
+        },
+        "report": kept(report),
+    }
+
+
+def _step(one: Row, other: Row) -> Ratio:
+    """Ratio of the medians of two rows measured in the same turns, cut to the calls that both made in each."""
+    calls = min(len(turn) for row in (one, other) for turn in row.rounds)
+    return ratio_of_medians([turn[:calls] for turn in one.rounds], [turn[:calls] for turn in other.rounds])
 
 
 def first_calls(file: Path, image: Path, plan: Plan) -> dict[str, dict[str, float]]:
@@ -190,7 +209,7 @@ def run(networks: Path, plan: Plan, folder: Path, *, cold: bool) -> dict[str, An
         else:
             files[net.name] = exported(net, networks, images, folder)
     log("all event files in the same turns")
-    short = replace(plan, batches=(1,), seconds=plan.seconds / 2)
+    short = replace(plan, batches=(1,))
     together = curves(nets, files, images, short)
     first = {}
     if cold:
@@ -246,6 +265,8 @@ def lines(document: dict[str, Any]) -> list[str]:
     synops = {net["name"]: net["synops"] for net in document["nets"]}
     for name, ms in document["curves"]["ms"].items():
         out.append(f"{name}: {ms:.2f} ms, {synops[name] / 1e6:.0f} M SynOps")
+    for name, steps in document["curves"]["steps"].items():
+        out.append(f"{name}: " + ", ".join(f"{step} {_interval(ratio)}" for step, ratio in steps.items()))
     out.append(f"monotone: {document['curves']['monotone']}")
     for name, seconds in document["first_calls"].items():
         out.append(f"{name}: open {seconds['open_s']:.2f} s, first call {seconds['first_call_s']:.2f} s")
