@@ -134,21 +134,27 @@ def test_rows_and_the_parts_of_them_that_are_not_zero(case: tuple[ops.Linear | o
     op, channels = case
     whole = matrix(op).toarray()
     outputs, size = whole.shape[0], LANES * blocks_of(whole.shape[0])[1]
-    dense, nonzero = rows(matrix(op))
-    found, wanted, words, width = touched(op, channels), [], 0, 0
+    found, wanted = touched(op, channels), []
+    dense, nonzero = rows(matrix(op), found)
+    width = 0
     for block, first in enumerate(range(0, outputs, size)):
         own, some = whole[first : first + size], []
-        np.testing.assert_array_equal(dense[block, :, : len(own)], own.T)
-        assert not dense[block, :, len(own) :].any()
         np.testing.assert_array_equal(nonzero[block], np.count_nonzero(own, axis=0))
         for tap in range(whole.shape[1] // channels):
             for c in range(channels):
                 column = own[:, tap * channels + c]
                 assert found[block, tap, c] == column.any()
-                if column.any() and (tap, c // WORD * WORD) not in some:
-                    some.append((tap, c // WORD * WORD))
+                at = c // WORD * WORD
+                if column.any() and (tap, at) not in [part[:2] for part in some]:
+                    here = tap * channels + at
+                    these = own[:, here : here + min(WORD, channels - at)].T
+                    np.testing.assert_array_equal(dense[width : width + len(these), : len(own)], these)
+                    assert not dense[width : width + len(these), len(own) :].any()
+                    some.append((tap, at, width))
+                    width += len(these)
         wanted.append(some)
-        words += len(some)
-        width += sum(min(WORD, channels - at) for _, at in some)
-    assert read(parts(found), len(wanted)) == wanted and len(dense) == len(wanted) == len(found)
-    assert parts_of(op, channels) == (words, width)
+    table, blocks = parts(found), len(wanted)
+    assert table.dtype == np.int32 and len(found) == blocks and len(dense) == width
+    told = table[blocks + 1 :].reshape(-1, 3).tolist()
+    assert [list(map(tuple, told[a:b])) for a, b in pairwise(table[: blocks + 1])] == wanted
+    assert parts_of(op, channels) == (len(told), width)

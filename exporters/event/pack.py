@@ -124,13 +124,14 @@ def padded(values: Array, outputs: int, fill: float) -> Array:
     return room
 
 
-def rows(weights: scipy.sparse.csr_array) -> tuple[Array, Array]:
-    """Dense rows by block, [blocks, rows, 16 vectors], and how many of each are not zero."""
+def rows(weights: scipy.sparse.csr_array, found: Array) -> tuple[Array, Array]:
+    """Dense rows [part rows, 16 vectors] of every part that is `touched`, and how many of all [blocks, rows] are not zero."""
     outputs, inputs = weights.shape
     blocks, vectors = blocks_of(outputs)
     dense = padded(np.ascontiguousarray(weights.toarray().T), outputs, 0)
-    stacked = np.ascontiguousarray(dense.reshape(inputs, blocks, vectors * LANES).swapaxes(0, 1))
-    return stacked, np.count_nonzero(stacked, axis=2).astype(np.int32)
+    stacked = dense.reshape(inputs, blocks, vectors * LANES).swapaxes(0, 1)
+    kept = np.repeat(_by_word(found), WORD, axis=2)[..., : found.shape[2]].reshape(blocks, inputs)
+    return stacked[kept], np.count_nonzero(stacked, axis=2).astype(np.int32)
 
 
 def touched(op: Linear | Conv, channels: int) -> Array:
@@ -149,11 +150,12 @@ def touched(op: Linear | Conv, channels: int) -> Array:
 
 
 def parts(found: Array) -> Array:
-    """int32: blocks + 1 ends, then from an even place on the pairs (tap, first channel) of the runs of WORD rows that are
-    `touched`."""
+    """int32: blocks + 1 ends, then (tap, first channel, first row of `rows`) of the runs of WORD rows that are `touched`."""
     block, tap, word = np.nonzero(_by_word(found))
     ends = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=found.shape[0]))])
-    return _table(ends, np.stack([tap, word * WORD], axis=1))
+    sizes = np.minimum(WORD, found.shape[2] - word * WORD)
+    triples = np.stack([tap, word * WORD, np.cumsum(sizes) - sizes], axis=1)
+    return np.concatenate([ends, triples.reshape(-1)]).astype(np.int32)
 
 
 def parts_of(op: Linear | Conv, channels: int) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
     target, neuron = fused(work, node)
     outputs = node.value.shape[0]
     blocks, vectors = pack.blocks_of(outputs)
-    weight, nonzero = pack.rows(pack.unit_scaled(pack.matrix(op), layout.unit if bits else 1))
+    touched = pack.touched(op, layout.channels)
+    weight, nonzero = pack.rows(pack.unit_scaled(pack.matrix(op), layout.unit if bits else 1), touched)
     bias, stride = _bias(work, op.bias, outputs, room=True)
     fields = {
         "x_floats": not bits,
@@ -62,12 +63,12 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
         "outputs": outputs,
         "vectors": vectors,
         "blocks": blocks,
-        "rows": windows.taps * layout.channels,
+        "inputs": windows.taps * layout.channels,
         "weight": draft.floats.add(weight),
         "nonzero": draft.ints.add(nonzero),
         "bias": bias,
         "bias_stride": stride,
-        "parts": draft.ints.add(pack.parts(pack.touched(op, layout.channels))),
+        "parts": draft.ints.add(pack.parts(touched)),
         "taps": windows.taps,
         "visits": draft.ints.add(windows.visits()),
     }

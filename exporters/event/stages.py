@@ -48,11 +48,12 @@ DECAY_INPUT, DIVIDE, SOFT = 1, 2, 4
 class Rows(NamedTuple):
     """y[p] = sum of the weight rows of the nonzero inputs that position p sees, then the neuron, if there is one.
 
-    x lies by positions: bits, or (`x_floats`) floats. `weight`: [blocks, rows, 16 vectors], row tap x C + c of each block of
-    outputs; `nonzero`: int32 [blocks, rows]. `parts`: in `indices`, blocks + 1 ends, then pairs (tap, first channel): the
-    runs of WORD rows in which a block has nonzero weights. `visits`: in `indices`, for every POSITIONS_TOGETHER positions
-    and every tap its end, after a 0, then from an even place on pairs (position among these, input position). `bias`:
-    [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau, rest, threshold, each [blocks, 16 vectors].
+    x lies by positions: bits, or (`x_floats`) floats. `parts`: in `indices`, blocks + 1 ends, then (tap, first channel, first
+    row): runs of WORD channels of a tap from which a block of outputs has nonzero weights. `weight`: [rows, 16 vectors], a
+    row for each channel of every part. `nonzero`: int32 [blocks, inputs], of input tap x C + c. `visits`: in `indices`, for
+    every POSITIONS_TOGETHER positions and every tap its end, after a 0, then from an even place on pairs (position among
+    these, input position). `bias`: [blocks, 16 vectors], `bias_stride` apart from step to step. `neuron`: tau, rest,
+    threshold, each [blocks, 16 vectors].
     """
 
     x: int = 1
@@ -66,7 +67,7 @@ class Rows(NamedTuple):
     outputs: int = 9
     vectors: int = 10
     blocks: int = 11
-    rows: int = 12
+    inputs: int = 12
     weight: int = 13
     nonzero: int = 14
     parts: int = 15

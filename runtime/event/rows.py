@@ -86,14 +86,15 @@ def _add(m: Memory, row: Any, block: int, group: int, t: int, steps: int, sums: 
     channels, taps, planes = row[ROWS.channels], row[ROWS.taps], row[ROWS.planes]
     size = row[ROWS.vectors] * LANES
     parts, visits = row[ROWS.parts], row[ROWS.visits]
-    part_pairs = parts + (row[ROWS.blocks] + 2) // 2 * 2
+    part_triples = parts + row[ROWS.blocks] + 1
     groups = (row[ROWS.positions] + POSITIONS_TOGETHER - 1) // POSITIONS_TOGETHER
     visit_pairs = visits // 2 + (groups * taps + 2) // 2
     width = channels if row[ROWS.x_floats] else (channels + WORD - 1) // WORD
     step = row[ROWS.x_positions] * width
     for k in range(m.indices[parts + block], m.indices[parts + block + 1]):
-        tap, first = m.indices[part_pairs + 2 * k], m.indices[part_pairs + 2 * k + 1]
-        w = row[ROWS.weight] + (block * row[ROWS.rows] + tap * channels + first) * size
+        part = part_triples + 3 * k
+        tap, first = m.indices[part], m.indices[part + 1]
+        w = row[ROWS.weight] + m.indices[part + 2] * size
         run = visits + group * taps + tap
         begin, end = visit_pairs + m.indices[run], visit_pairs + m.indices[run + 1]
         x = row[ROWS.x] + t * step
@@ -119,7 +120,7 @@ def _count(m: Memory, row: Any, stage: int, block: int, group: int, t: int) -> N
     pairs = visits + (groups * taps + 2) // 2 * 2
     synops = 0
     for tap in range(taps):
-        nonzero = row[ROWS.nonzero] + block * row[ROWS.rows] + tap * channels
+        nonzero = row[ROWS.nonzero] + block * row[ROWS.inputs] + tap * channels
         run = visits + group * taps + tap
         for k in range(m.indices[run], m.indices[run + 1]):
             x = row[ROWS.x] + t * step + m.indices[pairs + 2 * k + 1] * width
