@@ -59,7 +59,10 @@ class Unfold(NamedTuple):
 
 
 class Union(NamedTuple):
-    """Spikes by positions: y[p] = or of x at the positions that p's window holds; `windows` as Rows.taps."""
+    """Spikes by positions: y[p] = or of x at the positions that p's window holds.
+
+    `windows`: in `indices`, for every position its end, after a 0, then from an even place on pairs (tap, input position).
+    """
 
     x: int = 1
     y: int = 2

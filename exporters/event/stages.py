@@ -1,8 +1,8 @@
 """The stages of an event program: what each reads in a row of the program's table, and the bits of a neuron's kind.
 
 A stage is one row of int64: its operator's number, then the operator's fields in the order of its class, here or in
-bit_stages and float_stages. Fields that name a place hold it as an offset in elements: in the arena (float32 for floats, uint64 for bits), in the file's
-`weights` (float32) or in its `indices` (int32); -1 is none.
+bit_stages and float_stages. Fields that name a place hold it as an offset in elements: in the arena (float32 for floats,
+uint64 for bits), in the file's `weights` (float32) or in its `indices` (int32); -1 is none.
 
 Formats of a value of C channels, P positions and S steps (1 where it is the same at every step):
 
