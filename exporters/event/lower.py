@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from stdeploy.exporters.event.attention import matmul
 from stdeploy.exporters.event.draft import Draft
@@ -19,9 +19,8 @@ from stdeploy.graph.graph import Graph, GraphBuilder, Node, rewrite
 from stdeploy.graph.selection import select_of
 from stdeploy.graph.weight import Array
 
-Kernel = Literal["rows", "columns"]
-KERNELS: tuple[Kernel, ...] = ("rows", "columns")
-"""How a product is done: `rows` of dense weights at active inputs, or sparse `columns` over masked positions."""
+KERNELS = ("rows", "columns")
+"""How a product is done: dense `rows` of weights for every set bit, or sparse `columns` under a mask of bits (cost)."""
 
 
 def refusal(graph: Graph, node: Node) -> str | None:

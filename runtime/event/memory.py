@@ -55,13 +55,12 @@ def repeated(buffer: Mapping[str, Any], steps: int) -> int:
 
 
 def _lifetimes(stages: Sequence[Mapping[str, Any]], kept: set[str]) -> dict[str, tuple[int, int]]:
-    """First and last stage that touch each buffer; kept ones live from first to last."""
+    """First and last stage that touch each buffer; `kept` ones, and those of stages done once, live from first to last."""
     spans: dict[str, tuple[int, int]] = {}
     for number, stage in enumerate(stages):
         for name in stage["places"].values():
             spans[name] = (spans.get(name, (number, number))[0], number)
-        if stage["once"]:
-            kept |= set(stage["places"].values())
+    kept = kept.union(*(stage["places"].values() for stage in stages if stage["once"]))
     return {name: (0, len(stages)) if name in kept else span for name, span in spans.items()}
 
 
