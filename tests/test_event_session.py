@@ -253,6 +253,34 @@ def test_an_interrupt_leaves_a_session_that_runs(
         same(engine.run(x[:, :batch]), wanted)
 
 
+def test_a_thread_that_cannot_be_started_leaves_none_running(
+    net: tuple[Graph, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write where the next call computes."""
+    graph, x = net
+    with session(graph, threads=2) as engine:
+        wanted = engine.run(x)
+        real, submit, jobs = machine_module.run_stages, engine._shares.submit, []
+
+        def slow(*arguments: Any) -> int:
+            time.sleep(0.01)
+            return int(real(*arguments))
+
+        def only_one(*arguments: Any) -> Any:
+            if jobs:
+                raise RuntimeError("can't start new thread")
+            jobs.append(submit(*arguments))
+            return jobs[0]
+
+        monkeypatch.setattr(machine_module, "run_stages", slow)
+        monkeypatch.setattr(engine._shares, "submit", only_one)
+        with pytest.raises(RuntimeError, match="new thread"):
+            engine.run(x)
+        assert jobs[0].done()
+        monkeypatch.undo()
+        same(engine.run(x), wanted)
+
+
 def test_threads_that_are_let_go_begin_no_further_stage(net: tuple[Graph, Array]) -> None:
     """What it reads may not be there yet."""
     graph, x = net

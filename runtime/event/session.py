@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -205,8 +205,10 @@ class EventSession:
                     return
                 parts[k] = self._sample(self._apart[first], batch[k], k, forced, spikes)
 
-        jobs = [self._shares.submit(share, first) for first in range(self.threads)]
+        jobs: list[Future[None]] = []
         try:
+            for first in range(self.threads):
+                jobs.append(self._shares.submit(share, first))
             for job in jobs:
                 job.result()
         finally:
