@@ -178,6 +178,20 @@ def test_windows_of_nothing_but_padding_are_refused_over_spikes_and_counts(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_layer_whose_tables_are_too_large_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stdeploy.exporters.event.draft.LARGEST", 400)
+    half = ops.AvgPool((2, 2), (2, 2), (0, 0))
+    save_graph(chain((5, 10, 10), lif(), linear(4, 5), lif(0.2), half), Path("few.stg"))
+    save_graph(chain((5, 10, 10), lif(), half, linear(4, 5), lif(0.2)), Path("net.stg"))
+    assert run(["export", "few.stg", "--target", "event", "--no-verify"]) == 0
+    assert run(["export", "net.stg", "--target", "event", "--no-verify"]) == 3
+    assert "where: n1: AvgPool: its table would count to 500" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.sev", "few.stg", "net.stg"]
+
+
 @pytest.mark.parametrize("ceil", [False, True])
 def test_refused_are_those_pools_of_spikes_whose_maximum_is_no_number(ceil: bool) -> None:
     seen = set()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdeploy.errors import UserError
-from stdeploy.exporters.event.draft import Blob
+from stdeploy.exporters.event.draft import Blob, TooLargeError
 from stdeploy.exporters.event.lower import lower
 from stdeploy.exporters.event.stages import STAGES, WIDTH
 from stdeploy.graph import Weight, ops
@@ -87,3 +87,12 @@ def test_a_blob_holds_equal_arrays_once_and_at_cache_lines() -> None:
     assert places[0] == places[2] and all(place % 16 == 0 for place in places)
     array = blob.array()
     assert array.dtype == np.float32 and array[:3].tolist() == [1, 2, 3] and array[places[1]] == 4
+
+
+def test_a_table_never_wraps_around() -> None:
+    blob = Blob(np.int32)
+    blob.add(np.array([0, 2**31 - 1]))
+    assert blob.array()[1] == 2**31 - 1
+    for large in ([2**31], np.array([[0, 2**32 + 1]])):
+        with pytest.raises(TooLargeError, match=r"the engine counts to 2,147,483,647"):
+            blob.add(large)

@@ -17,6 +17,12 @@ COUNTED = {"Rows", "Columns", "Tokens", "Pairs", "Product", "Gate"}
 """Stages that do synaptic operations; products of elements (Elementwise) do too."""
 ALIGNED = 16
 """Elements: places in the arrays are multiples of 64 bytes."""
+LARGEST = np.iinfo(np.int32).max
+"""Of the numbers in tables."""
+
+
+class TooLargeError(ValueError):
+    """A table's numbers do not fit its type."""
 
 
 class Blob:
@@ -29,8 +35,11 @@ class Blob:
         self._size = 0
 
     def add(self, array: Any) -> int:
-        """Store `array`, flat; its first element's index."""
-        flat = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
+        """Store `array`, flat; its first element's index. TooLargeError where it holds an integer above LARGEST."""
+        given = np.asarray(array)
+        if self.dtype.kind == "i" and given.size and given.max() > LARGEST:
+            raise TooLargeError(f"its table would count to {given.max():,}, the engine counts to {LARGEST:,}")
+        flat = np.ascontiguousarray(given, dtype=self.dtype).reshape(-1)
         key = hashlib.sha256(flat.tobytes()).digest()
         if key in self._places:
             return self._places[key]

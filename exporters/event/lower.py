@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stdeploy.errors import Unsupported, UnsupportedError
 from stdeploy.exporters.event.attention import matmul
-from stdeploy.exporters.event.draft import Draft
+from stdeploy.exporters.event.draft import Draft, TooLargeError
 from stdeploy.exporters.event.elementwise import add, affine, gate, neuron
 from stdeploy.exporters.event.formats import Format
 from stdeploy.exporters.event.lowering import Lowering
@@ -31,13 +32,19 @@ def refusal(graph: Graph, node: Node) -> str | None:
 def lower(graph: Graph, kernels: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """The program of `graph`: a header of plain data, and its arrays `weights` (float32) and `indices` (int32).
 
-    `kernels`: by the name of a Linear or Conv, rows or columns; rows where a product is not named.
+    `kernels`: by the name of a Linear or Conv, rows or columns; rows where a product is not named. UnsupportedError that
+    names a node whose tables are too large for `indices`.
     """
     graph = _biases_apart(graph)
     work = Lowering(Draft(graph), kernels, graph.users(), set(), {})
     for node in graph:
-        if node.name not in work.done:
+        if node.name in work.done:
+            continue
+        try:
             LOWER[type(node.op)](work, node)
+        except TooLargeError as error:
+            item = Unsupported(node.source or node.name, node.kind, str(error))
+            raise UnsupportedError("a layer is too large for the engine", [item]) from error
     draft = work.draft
     header = {
         "steps": graph.steps,
