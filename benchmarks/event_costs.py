@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
-from benchmarks.event_profile import Stage, products, profile
+from benchmarks.event_profile import kernel_seconds
 from stdeploy import rates, workflow
 from stdeploy.exporters.event.cost import Costs, estimate
 from stdeploy.exporters.event.lower import KERNELS
@@ -52,21 +52,12 @@ def samples(path: Path, images: Array) -> list[Sample]:
     inputs = rates.input_rates(source, graph, images[:1])
     out = []
     for kernel in KERNELS:
-        stages = profile(graph, dict.fromkeys(products(graph), kernel), images[:1], ROUNDS)
-        own = {s.nodes[0]: s.seconds for s in stages if s.op.lower() == kernel}
-        unfolding = _unfolding(stages)
-        for name, alone in own.items():
+        for name, seconds in kernel_seconds(graph, kernel, images[:1], ROUNDS).items():
             work = estimate(graph, graph[name], inputs[name], Costs()).work
             if len(work) < len(KERNELS):
                 continue
-            seconds = alone + unfolding.get(graph[name].inputs[0], 0.0)
             out.append(Sample(path.stem, name, kernel, work[kernel], seconds / graph.steps))
     return out
-
-
-def _unfolding(stages: list[Stage]) -> dict[str, float]:
-    """Seconds of unfolding a value into windows, by the value's name."""
-    return {s.nodes[0]: s.seconds for s in stages if s.op == "Unfold"}
 
 
 def fit(found: list[Sample]) -> dict[str, float]:
