@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib.util
 import os
@@ -22,11 +23,17 @@ from tests.graphs import spikformer_graph
 
 numba = pytest.importorskip("numba")
 cache = importlib.import_module("stdeploy.runtime.event.cache")
+program = importlib.import_module("stdeploy.runtime.event.program")
 session = importlib.import_module("stdeploy.runtime.event.session")
 
 SOURCE = """
 def add(a, b):
     return a + b
+
+def made(digest):
+    def add(a, b):
+        return a + b + len(digest)
+    return add
 """
 FULL = """
 import resource, warnings
@@ -40,13 +47,13 @@ print(*(f"{w.category.__name__}: {w.message}" for w in caught), sep="\\n")
 """
 
 
-def loaded() -> Any:
-    """The function of add.py in this folder, as a process that has just begun has it."""
+def loaded(digest: str | None = None) -> Any:
+    """The function of add.py in this folder, or one made with `digest`, as a process that has just begun has it."""
     spec = importlib.util.spec_from_file_location("add", "add.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return cache.compiled(module.add, nogil=True)
+    return cache.compiled(module.add if digest is None else module.made(digest), nogil=True)
 
 
 @pytest.fixture
@@ -69,6 +76,47 @@ def test_another_process_finds_what_the_first_compiled(folder: Path) -> None:
     assert first(2, 3) == 5 and hits(first) == 0
     again = loaded()
     assert again(2, 3) == 5 and hits(again) == 1
+
+
+def test_programs_of_other_sources_are_told_apart(folder: Path) -> None:
+    """By what the function closes over, as program.run does over the digest of its sources."""
+    assert program.run.py_func.__closure__[0].cell_contents == program._digest()
+    for digest in ("one", "two"):
+        first, again = loaded(digest), loaded(digest)
+        assert (first(2, 3), again(2, 3)) == (8, 8) and (hits(first), hits(again)) == (0, 1)
+
+
+def test_an_edit_of_any_source_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"{k}.py" for k, _ in enumerate(program.sources())]
+    for copied, path in zip(files, program.sources(), strict=True):
+        copied.write_bytes(path.read_bytes())
+    wanted = program._digest()
+    monkeypatch.setattr(program, "sources", lambda: files)
+    assert program._digest() == wanted and len(files) > 10
+    for path in files:
+        text = path.read_bytes()
+        path.write_bytes(text + b"\n")
+        assert program._digest() != wanted
+        path.write_bytes(text)
+
+
+def test_whatever_sources_import_is_a_source() -> None:
+    """Else its edit would leave the old program in the cache."""
+    inert = {"stdeploy.runtime.event.cache", "stdeploy.graph.weight", "stdeploy.exporters.event"}
+    paths = program.sources()
+    names = {f"stdeploy.{path.parent.parent.name}.event.{path.stem}" for path in paths}
+    assert {"stdeploy.runtime.event.rows", "stdeploy.exporters.event.bit_stages"} < names
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("stdeploy"):
+                assert node.module in names | inert, f"{path.name} imports {node.module}"
+            assert not isinstance(node, ast.Import) or not node.names[0].name.startswith("stdeploy")
+
+
+def test_what_is_plain_is_there_and_compiles_nothing() -> None:
+    for name in program.PLAIN:
+        text = (Path(program.__file__).parent / name).read_text()
+        assert "@jit" not in text and "@intrinsic" not in text, name
 
 
 def test_a_full_disk(folder: Path) -> None:

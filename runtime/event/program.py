@@ -118,18 +118,19 @@ def _wait(control: Any, threads: int, round_: int) -> bool:
     return bool(arrived < OPEN)
 
 
-def _sources() -> str:
-    """A digest of all that is compiled in: numba's cache looks only at the file of the function that it caches."""
-    digest = hashlib.sha256()
-    tables = sorted(Path(stages.__file__).parent.glob("*stages.py"))
-    for path in [*tables, *sorted(Path(__file__).parent.glob("*.py"))]:
-        if path.name not in PLAIN:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+def sources() -> list[Path]:
+    """Files of all that is compiled in."""
+    own = (path for path in Path(__file__).parent.glob("*.py") if path.name not in PLAIN)
+    return [*sorted(Path(stages.__file__).parent.glob("*stages.py")), *sorted(own)]
 
 
-def _compiled(sources: str) -> Any:
-    """The program, compiled when it is first called."""
+def _digest() -> str:
+    """Of the sources: numba's cache looks only at the file of the function that it caches."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources())).hexdigest()
+
+
+def _compiled(digest: str) -> Any:
+    """The program, compiled when it is first called; numba's cache tells programs of other digests apart."""
 
     def run(m: Memory, table: Any, first: int, last: int, threads: int) -> int:
         at = Memory(
@@ -150,10 +151,10 @@ def _compiled(sources: str) -> Any:
             _share(at, pointer(table, stage * WIDTH), stage)
             if threads > 1 and not _wait(at.control, threads, stage - first + 1):
                 break
-        return len(sources)
+        return len(digest)
 
     return compiled(run, nogil=True, error_model="numpy")
 
 
-run = _compiled(_sources())
+run = _compiled(_digest())
 """Run stages first..last of a table as one of `threads` threads; `control` is zero before, for all of them."""
