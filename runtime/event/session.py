@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -205,15 +204,13 @@ class EventSession:
                     return
                 parts[k] = self._sample(self._apart[first], batch[k], k, forced, spikes)
 
-        jobs: list[Future[None]] = []
         try:
-            for first in range(self.threads):
-                jobs.append(self._shares.submit(share, first))
-            for job in jobs:
+            for job in [self._shares.submit(share, first) for first in range(self.threads)]:
                 job.result()
-        finally:
+        except BaseException:
             stop.set()
-            wait(jobs)
+            self._shares.close()  # waits for all, also for what was queued when a thread could not be started
+            raise
         return [part for part in parts if part is not None]
 
     def _sample(
