@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import event_curves, event_engine
-from benchmarks.event_costs import Sample, fit, judged
+from benchmarks.event_costs import CLOSE, RESULT, Sample, fit, judged
 from benchmarks.event_engine import DENSE, DSP, L1P, Net, table
 from benchmarks.networks import pictures
 from stdeploy.exporters.event.cost import Costs
@@ -40,6 +40,15 @@ def test_costs_that_explain_the_times_are_found() -> None:
     fine = judged(found, costs)
     assert fine["share_within_20_percent"] == 1 and fine["time_lost_by_choosing"] == pytest.approx(0)
     assert fine["layers_and_kernels"] == 48 and fine["choices_not_fastest"] == 0
+
+
+def test_the_costs_that_ship_are_those_that_were_fitted_and_judged() -> None:
+    document = json.loads(RESULT.read_text())
+    shipped = {name: value for name, value in Costs().to_dict().items() if name != "machine"}
+    assert document["shipped_costs"] == shipped
+    assert shipped == pytest.approx(document["costs"], rel=0.05), "two digits of each"
+    close = [abs(s["shipped_ms"] / s["ms"] - 1) <= CLOSE for s in document["samples"]]
+    assert np.mean(close) == document["fit_of_shipped_costs"]["share_within_20_percent"]
 
 
 def test_wrong_costs_are_seen_as_wrong() -> None:
