@@ -30,7 +30,7 @@ from benchmarks.event_costs import calibrate
 from benchmarks.event_curves import draw
 from benchmarks.latency import kept, log
 from benchmarks.networks import pictures, save_pictures, spikformer
-from stdeploy import benchmark
+from stdeploy import benchmark, rates, workflow
 from stdeploy.files import atomic_write
 from stdeploy.runtime.bench.engine import Batches, measure
 from stdeploy.runtime.bench.machine import available_cores, examine_machine
@@ -92,8 +92,6 @@ def compared(net: Net, networks: Path, data: Path, plan: Plan, folder: Path) -> 
 
 def exported(net: Net, networks: Path, images: Batches, folder: Path) -> Path:
     """The event file of a network, its kernels chosen on the images that are measured."""
-    from stdeploy import rates, workflow
-
     source = workflow.open_source(net.file(networks))
     lowered = workflow.lower(source.graph, "event")
     options = rates.rate_option(source, lowered.graph, images.images, "the measured images")
@@ -102,9 +100,9 @@ def exported(net: Net, networks: Path, images: Batches, folder: Path) -> Path:
 
 def counted(file: Path, images: Batches) -> float:
     """Synaptic operations of one image, all steps, on average."""
-    session = EventSession(file, counting=True)
-    session.run(images.take(COUNTED), spikes=False)
-    return float(sum(counts.sum() for counts in session.synops.values())) / COUNTED
+    with EventSession(file, counting=True) as session:
+        session.run(images.take(COUNTED), spikes=False)
+        return float(sum(counts.sum() for counts in session.synops.values())) / COUNTED
 
 
 def table(report: BenchReport) -> list[dict[str, Any]]:
@@ -220,24 +218,24 @@ def run(networks: Path, plan: Plan, folder: Path, *, cold: bool) -> dict[str, An
         "network": "Spikformer-4-384-1536, 32x32, T = 4, random weights, images with amplitude 1 / frequency",
         "machine": machine.to_dict(),
         "plan": {"threads": plan.threads, "batches": plan.batches, "seconds": plan.seconds},
-        "nets": [
-            {
-                "name": net.name,
-                "method": net.method if net.sparsity else None,
-                "sparsity": net.sparsity,
-                "rate": net.rate,
-                "synops": counted(files[net.name], images),
-                "rates": reports[net.name].to_dict()["firing_rates"]["model"]
-                if net.name in reports
-                else None,
-                "against": table(reports[net.name]) if net.name in reports else None,
-            }
-            for net in nets
-        ],
+        "nets": [_facts(net, files[net.name], images, reports.get(net.name)) for net in nets],
         "targets": _judged(reports),
         "curves": together,
         "first_calls": first,
         "reports": {name: kept(report) for name, report in reports.items()},
+    }
+
+
+def _facts(net: Net, file: Path, images: Batches, report: BenchReport | None) -> dict[str, Any]:
+    """What a network is, how often it fires, and its times beside other candidates', where they were measured."""
+    return {
+        "name": net.name,
+        "method": net.method if net.sparsity else None,
+        "sparsity": net.sparsity,
+        "rate": net.rate,
+        "synops": counted(file, images),
+        "rates": report.to_dict()["firing_rates"]["model"] if report is not None else None,
+        "against": table(report) if report is not None else None,
     }
 
 
