@@ -227,3 +227,14 @@ def test_a_command_goes_on_and_says_it_once(
     assert shown.err.count("warning: ") == (not quiet) and "Traceback" not in shown.err
     assert quiet or (str(folder) in shown.err and "cache.py" not in shown.err)
     assert "warning" not in shown.out
+
+
+def test_the_engine_runs_where_numba_may_write_nowhere(tmp_path: Path) -> None:
+    code = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+from stdeploy.runtime.event import program, threads
+assert not program.run.signatures and type(program.run._cache).__name__ == 'NullCache'
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
