@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_rows_and_the_parts_of_them_that_are_not_zero(case: tuple[ops.Linear | o
     whole = matrix(op).toarray()
     outputs, size = whole.shape[0], LANES * blocks_of(whole.shape[0])[1]
     found, wanted = touched(op, channels), []
-    dense, nonzero = rows(matrix(op), found)
+    dense, nonzero = rows(op, found)
     width = 0
     for block, first in enumerate(range(0, outputs, size)):
         own, some = whole[first : first + size], []
@@ -158,3 +159,15 @@ def test_rows_and_the_parts_of_them_that_are_not_zero(case: tuple[ops.Linear | o
     told = table[blocks + 1 :].reshape(-1, 3).tolist()
     assert [list(map(tuple, told[a:b])) for a, b in pairwise(table[: blocks + 1])] == wanted
     assert parts_of(op, channels) == (len(told), width)
+
+
+def test_rows_of_a_depthwise_convolution_are_made_without_the_whole_matrix() -> None:
+    channels = 1024
+    weight = np.random.default_rng(0).integers(1, 9, (channels, 1, 3, 3)).astype(np.float32)
+    op = ops.Conv(Weight.dense(weight), None, (1, 1), (1, 1), (1, 1), channels)
+    tracemalloc.start()
+    dense, nonzero = rows(op, touched(op, channels))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.count_nonzero(dense) == nonzero.sum() == weight.size
+    assert peak < 4 * (dense.nbytes + nonzero.nbytes) < 4 * channels * 9 * channels

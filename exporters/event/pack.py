@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,29 +126,44 @@ def padded(values: Array, outputs: int, fill: float) -> Array:
     return room
 
 
-def rows(weights: scipy.sparse.csr_array, found: Array) -> tuple[Array, Array]:
+def rows(op: Linear | Conv, found: Array, unit: float = 1.0) -> tuple[Array, Array]:
     """Dense rows [part rows, 16 vectors] of every part that is `touched`, and how many of all [blocks, rows] are not zero."""
-    outputs, inputs = weights.shape
-    blocks, vectors = blocks_of(outputs)
-    dense = padded(np.ascontiguousarray(weights.toarray().T), outputs, 0)
-    stacked = dense.reshape(inputs, blocks, vectors * LANES).swapaxes(0, 1)
-    kept = np.repeat(_by_word(found), WORD, axis=2)[..., : found.shape[2]].reshape(blocks, inputs)
-    return stacked[kept], np.count_nonzero(stacked, axis=2).astype(np.int32)
+    weight = _by_tap(unit_scaled(op.weight.array(), unit))
+    inputs, (blocks, _, channels) = weight.shape[1], found.shape
+    size = blocks_of(len(weight))[1] * LANES
+    kept = np.repeat(_by_word(found), WORD, axis=2)[..., :channels]
+    dense = np.zeros((np.count_nonzero(kept), size), np.float32)
+    row = np.cumsum(kept).reshape(kept.shape) - 1
+    for block, first, last, channel in _segments(op, channels):
+        seen = (block, slice(None), slice(channel, channel + inputs))
+        outputs = slice(first - block * size, last - block * size)
+        dense[row[seen][kept[seen]], outputs] = weight[first:last].T[kept[seen]]
+    nonzero = np.zeros(kept.shape, np.int32)
+    nonzero[kept] = np.count_nonzero(dense, axis=1)
+    return dense, nonzero.reshape(blocks, -1)
 
 
 def touched(op: Linear | Conv, channels: int) -> Array:
     """bool [blocks, taps, channels]: whether an input has a nonzero weight in a block of outputs."""
-    weight = op.weight.array()
-    outputs, inputs = weight.shape[:2]
-    there = weight.reshape(outputs, inputs, -1) != 0
-    blocks, vectors = blocks_of(outputs)
-    size, per = vectors * LANES, outputs * inputs // channels
-    found = np.zeros((blocks, there.shape[2], channels), bool)
-    for first in sorted({*range(0, outputs, size), *range(0, outputs, per)}):
-        last = min(outputs, first // size * size + size, first // per * per + per)
-        group = first // per * inputs
-        found[first // size, :, group : group + inputs] |= there[first:last].any(axis=0).T
+    there = _by_tap(op.weight.array()) != 0
+    found = np.zeros((blocks_of(len(there))[0], there.shape[2], channels), bool)
+    for block, first, last, channel in _segments(op, channels):
+        found[block, :, channel : channel + there.shape[1]] |= there[first:last].any(axis=0).T
     return found
+
+
+def _by_tap(weight: Array) -> Array:
+    """[outputs, inputs, taps]."""
+    return weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:]))
+
+
+def _segments(op: Linear | Conv, channels: int) -> Iterator[tuple[int, int, int, int]]:
+    """Block, first and last output, and the group's first channel, of outputs of one block and one group."""
+    outputs, inputs = op.weight.shape[:2]
+    size, per = blocks_of(outputs)[1] * LANES, outputs * inputs // channels
+    for first in sorted({*range(0, outputs, size), *range(0, outputs, per)}):
+        block, group = first // size, first // per
+        yield block, first, min(outputs, (block + 1) * size, (group + 1) * per), group * inputs
 
 
 def parts(found: Array) -> Array:
@@ -186,6 +203,6 @@ def neuron(op: Neuron, channels: int) -> tuple[Array, int]:
     return np.stack([1 / tau if exact else tau, rest, each(op.v_threshold)]), kind
 
 
-def unit_scaled(weights: scipy.sparse.csr_array, unit: float) -> scipy.sparse.csr_array:
+def unit_scaled(weights: Array, unit: float) -> Array:
     """Weights times the unit of the counts that they meet."""
-    return weights if unit == 1 else scipy.sparse.csr_array(weights * np.float32(unit))
+    return weights if unit == 1 else weights * np.float32(unit)

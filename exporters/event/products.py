@@ -52,7 +52,7 @@ def _rows(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, window
     outputs = node.value.shape[0]
     blocks, vectors = pack.blocks_of(outputs)
     touched = pack.touched(op, layout.channels)
-    weight, nonzero = pack.rows(pack.unit_scaled(pack.matrix(op), layout.unit if bits else 1), touched)
+    weight, nonzero = pack.rows(op, touched, layout.unit if bits else 1.0)
     bias, stride = _bias(work, op.bias, outputs, room=True)
     fields = {
         "x_floats": not bits,
@@ -122,7 +122,7 @@ def _columns(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, win
         place = draft.need(x.name, "channel floats" if floats else "channel bits")
     target, neuron = fused(work, node)
     outputs = node.value.shape[0]
-    weights = pack.unit_scaled(pack.matrix(op), 1 if floats else layout.unit)
+    weights = pack.matrix(op)
     weights.sort_indices()
     bias, stride = _bias(work, op.bias, outputs, room=False)
     fields = {
@@ -133,7 +133,7 @@ def _columns(work: Lowering, node: Node, op: ops.Linear | ops.Conv, x: Node, win
         "outputs": outputs,
         "ends": draft.ints.add(weights.indptr),
         "columns": draft.ints.add(weights.indices),
-        "data": draft.floats.add(weights.data),
+        "data": draft.floats.add(pack.unit_scaled(weights.data, 1.0 if floats else layout.unit)),
         "fan_out": draft.ints.add(np.bincount(weights.indices, minlength=weights.shape[1])),
         "bias": bias,
         "bias_stride": stride,
