@@ -75,9 +75,7 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
     Raises UserError where it is anything else, or cannot be written.
     """
     target = Path(path)
-    if target.exists() and not (target / marker).is_file():
-        kind = "a folder of something else" if target.is_dir() else "a file"
-        raise UserError(f"{target} exists and is {kind}", hint="name a new folder with -o")
+    require_replaceable(target, marker)
     try:
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent)
@@ -98,3 +96,10 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
             os.replace(replaced, target)
         for left in (temporary, replaced):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def require_replaceable(folder: Path, marker: str) -> None:
+    """UserError where `folder` is there and not one that atomic_folder wrote with `marker`."""
+    if folder.exists() and not (folder / marker).is_file():
+        kind = "a folder of something else" if folder.is_dir() else "a file"
+        raise UserError(f"{folder} exists and is {kind}", hint="name a new folder with -o")

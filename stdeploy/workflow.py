@@ -15,6 +15,7 @@ from stdeploy.environment import target_states
 from stdeploy.errors import ParityError, Unsupported, UnsupportedError, UserError
 from stdeploy.exporters import load_target, targets
 from stdeploy.exporters.artifact import Artifact
+from stdeploy.files import require_replaceable
 from stdeploy.graph import Graph
 from stdeploy.graph.execution import Executor
 from stdeploy.graph.file import SUFFIX as GRAPH_SUFFIX
@@ -201,16 +202,24 @@ def require_output(
     if not model.is_file():
         raise UserError(f"{model} is a folder" if model.is_dir() else f"{model} does not exist")
     refuse_overwriting(model, path)
-    suffix = suffix_of(target, options)
+    suffix, marker = suffix_of(target, options), marker_of(target)
     if suffix.startswith(".") and path.suffix != suffix and not any_suffix:
         raise UserError(f"{path} does not end in {suffix}, as {target} files do", hint="change -o")
-    require_folder(path)
+    if marker is not None and not suffix.startswith("."):
+        require_replaceable(path, marker)
+        _require_parent(path)
+    else:
+        require_folder(path)
 
 
 def require_folder(path: Path) -> None:
     """UserError where no file can be at `path`: told before the work, not after it."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file", hint="name a file with -o")
+    _require_parent(path)
+
+
+def _require_parent(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UserError(
             f"cannot write {path}: its folder does not exist", hint="choose a writable path with -o"

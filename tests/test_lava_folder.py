@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stdeploy.cli.app import run
 from stdeploy.errors import UserError
 from stdeploy.exporters import lava
 from stdeploy.graph import GraphBuilder, Weight, ops
+from stdeploy.graph.file import save_graph
 from stdeploy.runtime.lava_folder import LavaFolder
 from stdeploy.runtime.lava_reference import LavaReference
-from tests.graphs import random_inputs
+from tests.graphs import random_inputs, spikformer_graph
 from tests.test_export_lava import exported, passed
 
 
@@ -41,6 +43,29 @@ def test_a_folder_is_replaced_whole_and_nothing_else_is(tmp_path: Path) -> None:
     assert (other / "thesis.tex").read_text() == "mine"
     with pytest.raises(UserError, match="cannot write"):
         lava.export(graph, tmp_path / "nowhere" / "net")
+
+
+def test_export_replaces_its_own_folder_and_refuses_others_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_graph(spikformer_graph(steps=2, image=(2, 8, 8)), "net.stg")
+    command = ["export", "net.stg", "--target", "lava", "--no-verify"]
+    for _ in range(2):
+        assert run(command) == 0
+    assert (tmp_path / "net_lava" / "network.json").is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "file").write_text("mine")
+    capsys.readouterr()
+    for name, text in (
+        ("other", "a folder of something else"),
+        ("file", "is a file"),
+        ("no/net", "not exist"),
+    ):
+        assert run([*command, "-o", name]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and text in err
+    assert (tmp_path / "file").read_text() == "mine" and not list((tmp_path / "other").iterdir())
 
 
 def test_network_json_says_what_is_needed_to_run_it(tmp_path: Path) -> None:
