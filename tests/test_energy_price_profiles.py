@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from stdeploy.energy.profile import load_profile, load_profiles, parse, profile_table, refused, shipped
+from stdeploy.energy.profile import (
+    load_profile,
+    load_profiles,
+    parse,
+    profile_table,
+    profile_text,
+    refused,
+    shipped,
+)
 from stdeploy.errors import UserError
 
 GOOD = """
@@ -35,6 +43,25 @@ def test_every_shipped_profile_loads_and_says_where_its_figures_come_from(name: 
     assert profile.url.startswith("https://") and len(profile.source) > 20
     assert all(constant.si > 0 and constant.includes for constant in profile.constants.values())
     assert 1e-15 < profile.ac <= profile.mac < 1e-9
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_profile_as_text_says_everything_once(name: str) -> None:
+    profile = load_profile(name)
+    text = profile_text(profile)
+    for fact in (
+        profile.node,
+        profile.voltage,
+        profile.status,
+        profile.source,
+        profile.solidity,
+        profile.checked,
+    ):
+        assert fact in text
+    for constant in profile.constants.values():
+        assert f"{constant.value:g} {constant.unit}  {constant.includes}" in text
+        assert constant.source in text
+    assert text.count(profile.solidity) == text.count(profile.url) == 1
 
 
 def test_prices_are_those_of_the_sources() -> None:

@@ -60,7 +60,7 @@ class Shard(click.ParamType[tuple[int, int]]):
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Count synaptic operations on data, and price them.")
 @click.argument("model_file", metavar="[MODEL]", type=_FILE, required=False)
 @data_option
 @click.option(
@@ -325,18 +325,18 @@ def _write(
 
 def _show_profiles(talk: Talk, markdown: Path | None) -> None:
     """All shipped prices, and the chips that have none."""
-    from stdeploy.energy.profile import load_profiles, profile_table, refused, shipped
+    from stdeploy.energy.profile import load_profiles, profile_table, profile_text, refused, shipped
     from stdeploy.files import atomic_write
 
     profiles = load_profiles(list(shipped()))
-    table = profile_table(profiles)
-    talk.result(table.render())
-    talk.result("\nNot priced without a value of yours (--synop-pj, or a profile file):")
+    for profile in profiles:
+        talk.text(profile_text(profile) + "\n")
+    talk.result("Not priced without a value of yours (--synop-pj, or a profile file):")
     for name, entry in refused().items():
         talk.result(f"  {name:<8} {entry['reason']}")
     if markdown is not None:
         with atomic_write(markdown) as temporary:
-            temporary.write_text(table.markdown(), encoding="utf-8")
+            temporary.write_text(profile_table(profiles).markdown(), encoding="utf-8")
     documents = [profile.to_dict() for profile in profiles]
     talk.document({"schema_version": 1, "profiles": documents, "refused": refused()})
 

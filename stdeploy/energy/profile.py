@@ -232,6 +232,25 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     return Table("Prices", columns, rows)
 
 
+def profile_text(profile: Profile) -> str:
+    """The same of one profile, as a paragraph: a line each for what holds for all of its constants."""
+    p = profile
+    lines = [f"{p.name}  {p.title}"]
+    for name, c in p.constants.items():
+        of_own = f" [{c.source}; {c.url}]" if c.source != p.source else ""
+        status = f" ({c.status})" if c.status != p.status else ""
+        lines.append(f"  {name:<15} {f'{c.value:g} {c.unit}':>12}  {c.includes}{status}{of_own}")
+    source = f"{p.source}; {p.url}" if p.url else p.source
+    facts = {
+        "process": f"{p.node}, voltage {p.voltage}",
+        "status": p.status,
+        "source": source,
+        "solidity": p.solidity,
+        "checked": p.checked,
+    }
+    return "\n".join([*lines, *(f"  {name:<15} {text}" for name, text in facts.items())])
+
+
 def parse(name: str, text: str, where: str, *, own: bool = False) -> Profile:
     """Profile from its TOML text; every fault is a UserError that names `where` and the key.
 
