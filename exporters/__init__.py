@@ -21,6 +21,9 @@ BUILT_IN = {
 }
 """Target name to module, imported only when asked for."""
 
+GRAPH = "graph"
+"""What `export` writes without an exporter: the traced graph, a .stg file."""
+
 ENTRY_POINT_GROUP = "stdeploy.exporters"
 
 
@@ -55,7 +58,8 @@ def load_target(name: str) -> Target:
     """The target called `name`; UserError that lists the known ones where there is none."""
     known = targets()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known targets: {', '.join(sorted(known))}"
+        listed = sorted([*known, GRAPH])
+        close = difflib.get_close_matches(name, listed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known targets: {', '.join(listed)}"
         raise UserError(f"unknown target {name!r}", hint=hint)
     return cast(Target, importlib.import_module(known[name]))

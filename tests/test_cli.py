@@ -59,7 +59,8 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("stdeploy 0.")
     assert run([]) == 2
-    assert "Commands:" in "".join(capsys.readouterr())
+    listed = "".join(capsys.readouterr()).split("Commands:")[1].split("Examples:")[0]
+    assert all(name in listed for name in COMMANDS) and "..." not in listed
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,8 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["exprt"], "did you mean export?"),
         (["export", "net.stg", "--target", "onx"], "did you mean onnx?"),
-        (["export", "net.stg", "--target", "zzz"], "known targets: "),
+        (["export", "net.stg", "--target", "zzz"], "known targets: event, graph, lava, nir, onnx"),
+        (["export", "net.stg", "--target", "grpah"], "did you mean graph?"),
         (["export", "net.stg"], "--target"),
         (["export", "missing.stg", "--target", "onnx"], "missing.stg does not exist"),
         (["export", "missing.pt", "--target", "onnx"], "missing.pt does not exist"),
@@ -249,6 +251,8 @@ def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["targets", "--json"]) == 0
     names = {t["name"] for t in json.loads(capsys.readouterr().out)["targets"]}
     assert names >= {"onnx", "nir"}
+    assert run(["targets"]) == 0
+    assert "graph    .stg" in capsys.readouterr().out
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "torch" in text and "CPUExecutionProvider" in text and "target onnx" in text

@@ -86,7 +86,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="stdeploy", message="%(prog)s %(version)s")
 def app() -> None:
-    """Compile compressed spiking transformers to ONNX and NIR, and prove the result spike for spike."""
+    """Compile compressed spiking transformers to ONNX, NIR, Lava and SEV, and prove each file spike for spike."""
 
 
 def run(arguments: Sequence[str]) -> int:

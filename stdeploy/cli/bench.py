@@ -29,7 +29,7 @@ something else; the others are reported all the same.
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Measure latency in everything that runs the model here.")
 @click.argument("model_file", metavar="MODEL", type=_PATH)
 @click.argument("files", metavar="[FILES]...", nargs=-1, type=_PATH)
 @click.option("--baseline", type=_PATH, help="The network before compression, measured in the same runs.")

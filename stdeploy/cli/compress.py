@@ -29,7 +29,7 @@ last. A model of your own code is quantised as a graph: stdeploy export ... --ta
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Prune a model, give it sLIF neurons, bring its tau to few levels.")
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "--method",

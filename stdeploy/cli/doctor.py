@@ -20,7 +20,7 @@ Exit code 1 where something installed is broken; what is merely not installed is
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what is installed here, and what is broken.")
 @common_options
 def command(talk: Talk) -> int:
     """Show versions, devices and readers found here, and what is broken."""

@@ -35,7 +35,7 @@ _NOTES = 8
 """Notes of the passes that are printed without -v."""
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Write a file for a target and prove it spike for spike.")
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "--target", required=True, help="onnx, nir, lava, event, graph, or a plug-in's name (stdeploy targets)."
@@ -48,7 +48,9 @@ _NOTES = 8
 )
 @click.option("--no-verify", is_flag=True, help="Do not run the artefact against the model.")
 @data_option
-@click.option("-n", "--samples", type=click.IntRange(min=1), help="Samples to verify on (default 16).")
+@click.option(
+    "-n", "--samples", type=click.IntRange(min=1), help="Samples to verify on (default 16; all of --data)."
+)
 @click.option(
     "--reader",
     "readers",
@@ -72,7 +74,7 @@ def command(
     source_options: SourceOptions,
     **options: Any,
 ) -> None:
-    """Compile MODEL (a checkpoint, or a .stg graph) for a target and prove that it computes the same spikes."""
+    """Compile MODEL (a checkpoint, a .stg graph or a .nir file) for a target, and prove that it spikes alike."""
     from stdeploy import rates, running, workflow
     from stdeploy.cli.console import size_text
     from stdeploy.graph import file as graph_file

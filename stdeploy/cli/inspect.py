@@ -28,7 +28,7 @@ Examples:
 _WEIGHTED = ("Linear", "Conv", "Affine")
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show layers, weights, neurons, and which targets take them.")
 @click.argument("model_file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--graph", "as_text", is_flag=True, help="The traced graph instead, a line per node.")
 @click.option(

@@ -30,7 +30,7 @@ within all of them may still not fit.
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="List the targets; hold a model against a chip's limits.")
 @click.argument("model_file", metavar="[MODEL]", type=click.Path(path_type=Path), required=False)
 @click.option("--chip", metavar="NAME|TOML", help="A chip's published limits; with MODEL, what exceeds them.")
 @click.option("--dialects", is_flag=True, help="List the dialects of NIR: rules, reasons and readers.")
@@ -43,7 +43,7 @@ def command(
     talk: Talk,
     source_options: SourceOptions,
 ) -> None:
-    """List the targets that `export` knows, plug-ins included; or hold MODEL (or a .nir file) against a chip."""
+    """List export's targets, plug-ins included; or hold MODEL against a chip's limits."""
     from stdeploy.workflow import SourceOptions
 
     if chip is None:
@@ -81,10 +81,13 @@ def show_targets(talk: Talk) -> None:
     """A line per target, and the chips by name."""
     from stdeploy.chips import shipped
     from stdeploy.environment import target_states
+    from stdeploy.exporters import GRAPH
+    from stdeploy.graph.file import SUFFIX
 
     states = target_states()
     for state in states:
         talk.result(f"{state.name:<8} {state.suffix:<7} {state.module:<28} {state.problem or 'ok'}")
+    talk.result(f"{GRAPH:<8} {SUFFIX:<7} {'the traced graph: a MODEL':<28} ok")
     talk.result(f"chips (--chip NAME): {', '.join(shipped())}")
     targets = [state.to_dict() for state in states]
     talk.document({"schema_version": 1, "targets": targets, "chips": list(shipped())})

@@ -24,7 +24,7 @@ where its exact membrane lies within float32 rounding of the threshold; anything
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Compare a written file with its model, spike for spike.")
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("artefact", metavar="ARTEFACT", type=click.Path(path_type=Path))
 @data_option
