@@ -36,7 +36,15 @@ class LoadedModel:
 def save_checkpoint(
     path: Path | str, model: Spikformer, compression: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write `model` with its configuration; the file appears whole or not at all (UserError if it cannot)."""
+    """Write `model` with its configuration; the file appears whole or not at all.
+
+    UserError where it cannot be written, or the model is another one, whose code no configuration replaces.
+    """
+    if not isinstance(model, Spikformer):
+        raise UserError(
+            f"a {type(model).__name__} is not stdeploy's Spikformer: {path} could not say how to build it",
+            hint="torch.save its state_dict() and name a function that builds it, neurons replaced, with --model",
+        )
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -105,7 +113,7 @@ def load_checkpoint(path: Path | str) -> LoadedModel:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
             f"{source} is not a stdeploy checkpoint",
-            hint="stdeploy export with --model and --target graph makes a graph of other models",
+            hint="other models are pruned from Python (README, Compressing your own), and exported with --model",
         )
     if content.get("version") != VERSION:
         raise UserError(

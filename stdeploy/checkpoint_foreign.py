@@ -203,7 +203,13 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     BatchNorm's step counter may be missing: old files lack it and inference does not read it.
     """
     counters = {n: t for n, t in module.state_dict().items() if n.endswith("num_batches_tracked")}
-    load_state(module, {**counters, **state}, source)
+    try:
+        load_state(module, {**counters, **state}, source)
+    except UserError as error:
+        hint = (
+            "--model has to build what was saved: the same sizes, and the same neurons (replace_lif's, too)"
+        )
+        raise UserError(error.message, where=error.where, hint=error.hint or hint) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -235,6 +235,7 @@ def test_a_state_dict_that_does_not_fit_names_what(folder: Path) -> None:
         open_checkpoint(folder / "w.pth", model=FACTORY)
     text = str(caught.value)
     assert "2.bias" in text and "extra.weight" in text and "0.weight" in text and "(5, 4)" in text
+    assert "--model has to build what was saved" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

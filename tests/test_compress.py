@@ -20,6 +20,7 @@ from stdeploy.compress import (
     keeper,
     l1p_mask,
     parameter_groups,
+    prune,
     prune_dsp,
     prune_l1p,
     remove_dimensions,
@@ -123,6 +124,34 @@ def test_dsp_refuses_a_model_that_is_pruned_unevenly() -> None:
     smaller.block[0].attn.v_heads = (4, 4, 7)
     with pytest.raises(UserError, match="pruned already"):
         prune_dsp(smaller, 0.5)
+
+
+def test_a_model_of_other_code_is_pruned_and_told_where_it_cannot_be_saved(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        num_heads: int | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_linear, self.k_linear, self.v_linear, self.proj_linear = (
+                nn.Linear(12, 12) for _ in "qkvp"
+            )
+
+    class MLP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1_linear, self.fc2_linear = nn.Linear(12, 20), nn.Linear(20, 12)
+
+    model = nn.Sequential(nn.ModuleDict({"attn": Attention(), "mlp": MLP()}))
+    with pytest.raises(UserError, match="number of heads") as refused:
+        prune(model, "dsp", 0.5)
+    assert "num_heads, an integer that divides its 12 channels" in str(refused.value.hint)
+    Attention.num_heads = 3
+    masks, record = prune(model, "dsp", 0.5)
+    apply_masks(model, masks)
+    assert (model[0]["attn"].q_linear.weight == 0).all(1).sum() == 6
+    with pytest.raises(UserError, match="a Sequential is not stdeploy's Spikformer") as refused:
+        save_checkpoint(tmp_path / "x.pt", model, record.to_dict())  # type: ignore[arg-type]
+    assert "--model" in str(refused.value.hint) and not list(tmp_path.iterdir())
 
 
 def test_replacing_neurons_carries_their_parameters_over() -> None:

@@ -112,7 +112,8 @@ def _head_sizes(attention: nn.Module, width: int, attribute: str) -> tuple[int, 
     heads = getattr(attention, "num_heads", None)
     if not isinstance(heads, int) or width % heads:
         raise UserError(
-            f"{type(attention).__name__} does not say its number of heads", hint="it needs num_heads"
+            f"{type(attention).__name__} does not say its number of heads",
+            hint=f"give it an attribute num_heads, an integer that divides its {width} channels",
         )
     return (width // heads,) * heads
 
