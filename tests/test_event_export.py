@@ -22,7 +22,7 @@ from stdeploy.exporters import load_target
 from stdeploy.exporters.event import check, export
 from stdeploy.exporters.event.container import read_sev
 from stdeploy.exporters.event.cost import Costs, Rate, layers_of
-from stdeploy.exporters.event.plan import ASSUMED_RATE, Options, Rates, plan
+from stdeploy.exporters.event.plan import ASSUMED_RATE, Fixed, Options, Rates, plan
 from stdeploy.graph import GraphBuilder, Weight, ops
 from stdeploy.graph.execution import Execution
 from stdeploy.graph.file import save_graph
@@ -146,6 +146,16 @@ def test_a_plan_that_is_none(tmp_path: Path, text: str | None, message: str) -> 
         export(LOWERED, tmp_path / "net.sev", {"plan": path})
     assert str(path) in caught.value.message and caught.value.hint
     assert not (tmp_path / "net.sev").exists()
+
+
+def test_kernels_that_are_fixed_without_a_file() -> None:
+    name = next(iter(plan(LOWERED, Options()).kernels))
+    found = plan(LOWERED, Options(plan=Fixed({name: "rows"})))
+    assert found.kernels[name] == "rows" and "1 of them as the plan has it" in found.notes[0]
+    with pytest.raises(UserError, match=f"^the plan gives {name} the kernel 'diagonals'"):
+        Fixed({name: "diagonals"})
+    with pytest.raises(UserError, match=r"^the plan names layers that the model does not have: tail"):
+        plan(LOWERED, Options(plan=Fixed({"tail": "rows"})))
 
 
 def test_a_plan_in_latin_1_and_a_folder(tmp_path: Path) -> None:

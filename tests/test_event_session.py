@@ -24,8 +24,6 @@ from tests.event import KERNELS, kernels, same, session
 from tests.graphs import random_inputs, spikformer_graph
 from tests.test_select import pruned
 
-AXES = ("channel", "y", "x")
-
 
 @pytest.fixture(scope="module")
 def net() -> tuple[Graph, Array]:

@@ -29,10 +29,20 @@ class Rates:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Kernels by layer that the user's plan fixes, and the file that it was read from."""
+    """Kernels by layer that the user's plan fixes, and the file that it was read from; UserError where one is none."""
 
     kernels: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        for layer, kernel in self.kernels.items():
+            if kernel not in KERNELS:
+                raise UserError(
+                    f"{self} gives {layer} the kernel {kernel!r}", hint=f"kernels: {', '.join(KERNELS)}"
+                )
+
+    def __str__(self) -> str:
+        return "the plan" if self.path is None else f"the plan {self.path}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +87,7 @@ class Plan:
         kernels, rates = list(self.kernels.values()), self.options.rates
         counted = ", ".join(f"{kernels.count(k)} {k}" for k in KERNELS)
         given = len(self.fixed.kernels)
-        fixed = f", {given} of them as {self.fixed.path} has it" if given else ""
+        fixed = f", {given} of them as {self.fixed} has it" if given else ""
         measured = f"an assumed {ASSUMED_RATE:.0%} of inputs that are not zero: --data measures"
         if rates is not None:
             measured = f"the inputs that are not zero in {rates.samples} samples of {rates.data}"
@@ -118,13 +128,13 @@ def plan(graph: Graph, options: Options) -> Plan:
     strange = [name for name in fixed.kernels if name not in estimates]
     if strange:
         raise UserError(
-            f"{fixed.path} names layers that the model does not have: {', '.join(strange[:5])}",
+            f"{fixed} names layers that the model does not have: {', '.join(strange[:5])}",
             hint=f"after the passes it has {', '.join(list(estimates)[:5])}, ...: stdeploy inspect FILE.sev",
         )
     for name, kernel in fixed.kernels.items():
         if kernel not in estimates[name].seconds:
             raise UserError(
-                f"{fixed.path}: {name} cannot be run by {kernel}: its input is not held as bits",
+                f"{fixed}: {name} cannot be run by {kernel}: its input is not held as bits",
                 hint=f"kernels that can: {', '.join(estimates[name].seconds)}",
             )
     return Plan(estimates, fixed, options)
@@ -165,9 +175,4 @@ def read_plan(path: Path) -> Fixed:
     kernels = inner.get("kernels") if isinstance(inner, dict) else None
     if not isinstance(kernels, dict):
         raise UserError(f'the plan {path} has no object "kernels"', hint=hint)
-    for layer, kernel in kernels.items():
-        if kernel not in KERNELS:
-            raise UserError(
-                f"the plan {path} gives {layer} the kernel {kernel!r}", hint=f"kernels: {', '.join(KERNELS)}"
-            )
     return Fixed(kernels, path)
