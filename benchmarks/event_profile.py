@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,17 +97,23 @@ def faster_kernels(graph: Graph, image: Array, rounds: int = 5) -> dict[str, str
     """For every product the kernel that took less time here."""
     times: dict[str, dict[str, float]] = {name: {} for name in products(graph)}
     for kernel in KERNELS:
-        for name, seconds in kernel_seconds(graph, kernel, image, rounds).items():
+        stages = profile(graph, dict.fromkeys(times, kernel), image, rounds)
+        for name, seconds in kernel_seconds(graph, kernel, stages).items():
             times[name][kernel] = seconds
     return {name: min(found, key=lambda k: found[k]) for name, found in times.items()}
 
 
-def kernel_seconds(graph: Graph, kernel: str, image: Array, rounds: int) -> dict[str, float]:
-    """Seconds of every product that `kernel` can run, by name, and of unfolding its input, where it is unfolded."""
-    stages = profile(graph, dict.fromkeys(products(graph), kernel), image, rounds)
-    unfolding = {s.nodes[0]: s.seconds for s in stages if s.op == "Unfold"}
+def unfoldings(graph: Graph, stages: Iterable[Stage]) -> dict[str, float]:
+    """Seconds of unfolding the input of every convolution whose input was unfolded, by the convolution's name."""
+    seconds = {s.nodes[0]: s.seconds for s in stages if s.op == "Unfold"}
+    return {n.name: seconds[n.inputs[0]] for n in graph.of(ops.Conv) if n.inputs[0] in seconds}
+
+
+def kernel_seconds(graph: Graph, kernel: str, stages: Iterable[Stage]) -> dict[str, float]:
+    """Seconds of every product that `kernel` ran, by name, and of unfolding its input, where it was unfolded."""
+    unfolding = unfoldings(graph, stages)
     own = {s.nodes[0]: s.seconds for s in stages if s.op.lower() == kernel}
-    return {name: seconds + unfolding.get(graph[name].inputs[0], 0.0) for name, seconds in own.items()}
+    return {name: seconds + unfolding.get(name, 0.0) for name, seconds in own.items()}
 
 
 def render(stages: list[Stage]) -> list[str]:

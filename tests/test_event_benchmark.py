@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import event_curves, event_engine
-from benchmarks.event_costs import CLOSE, RESULT, Sample, fit, judged
+from benchmarks.event_costs import CLOSE, RESULT, UNFOLD, Sample, fit, judged
 from benchmarks.event_engine import DENSE, DSP, L1P, Net, table
 from benchmarks.networks import pictures
 from stdeploy.exporters.event.cost import Costs
@@ -40,6 +40,14 @@ def test_costs_that_explain_the_times_are_found() -> None:
     fine = judged(found, costs)
     assert fine["share_within_20_percent"] == 1 and fine["time_lost_by_choosing"] == pytest.approx(0)
     assert fine["layers_and_kernels"] == 48 and fine["choices_not_fastest"] == 0
+
+
+def test_unfolding_alone_is_no_kernel_to_choose() -> None:
+    true = {name: value for name, value in Costs().to_dict().items() if name != "machine"}
+    alone = Sample("net", "layer0", UNFOLD, {"column_run": 1.0}, 100 * true["column_run"])
+    fine = judged([*samples(true), alone], true)
+    assert fine["largest_error"] == pytest.approx(0.99)
+    assert fine["choices_not_fastest"] == 0 and fine["time_lost_by_choosing"] == pytest.approx(0)
 
 
 def test_the_costs_that_ship_are_those_that_were_fitted_and_judged() -> None:

@@ -40,19 +40,19 @@ class Costs:
     fetched from memory, once for all steps; `row_near`: from the second cache, once for POSITIONS_TOGETHER x STEPS_TOGETHER
     sums. `column_add`: a nonzero weight added at one position and bit plane; `column_value_add`: times the number at one
     position. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied when a window is
-    unfolded. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear and Conv of
+    unfolded, at all steps at once. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear and Conv of
     Spikformer-4-384-1536 networks at rates from 2 to 20 % (benchmarks/results/event_costs.json).
     """
 
     row_add: float = 1.0e-11
     row_output: float = 2.1e-10
-    row_visit: float = 2.3e-9
-    row_fetch: float = 2.7e-10
-    row_near: float = 2.0e-11
-    column_add: float = 1.7e-11
+    row_visit: float = 2.4e-9
+    row_fetch: float = 2.6e-10
+    row_near: float = 1.8e-11
+    column_add: float = 1.8e-11
     column_value_add: float = 2.4e-11
-    column_output: float = 2.9e-10
-    column_run: float = 1.8e-10
+    column_output: float = 2.8e-10
+    column_run: float = 6.0e-9
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
             "column_add": 0.0 if values else float(op.weight.nnz * padded * layout.planes),
             "column_value_add": float(op.weight.nnz * padded) if values else 0.0,
             "column_output": float(outputs * padded),
-            "column_run": float(runs * layout.planes),
+            "column_run": runs * layout.planes / steps,
         }
     prices = costs.to_dict()
     seconds = {kernel: sum(prices[k] * n for k, n in each.items()) for kernel, each in work.items()}
