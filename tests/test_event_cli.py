@@ -94,6 +94,22 @@ def test_every_plan_is_proven(folder: Path, name: str, kernel: str) -> None:
     assert list(held.values()).count(kernel) == len(kernels) >= len(held) - 2
 
 
+def test_what_chose_the_kernels_is_told_for_those_that_no_plan_fixed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "still.stg", "--target", "event", "--no-verify"]
+    assert run(command) == 0
+    assert "\n          chosen by an assumed 15%" in capsys.readouterr().out
+    names = read_sev(folder / "still.sev").header["plan"]["layers"]
+    for fixed, told in ((1, ["the others chosen by an assumed 15%"]), (len(names), [])):
+        plan = {"kernels": dict.fromkeys(list(names)[-fixed:], "rows")}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        assert run([*command, "--plan", "plan.json"]) == 0
+        out = capsys.readouterr().out
+        assert f", {fixed} of them as plan.json has it" in out
+        assert [line.strip()[:35] for line in out.splitlines() if "chosen" in line] == told
+
+
 @pytest.mark.parametrize(
     ("target", "option", "text", "message"),
     [

@@ -91,7 +91,10 @@ class Plan:
         measured = f"an assumed {ASSUMED_RATE:.0%} of inputs that are not zero: --data measures"
         if rates is not None:
             measured = f"the inputs that are not zero in {rates.samples} samples of {rates.data}"
-        return [f"kernels of {len(kernels)} layers: {counted}{fixed}", f"chosen by {measured}"]
+        notes = [f"kernels of {len(kernels)} layers: {counted}{fixed}"]
+        if given < len(kernels):
+            notes.append(f"{'the others ' if given else ''}chosen by {measured}")
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as the file holds it; `kernels` can be given back as a plan."""
