@@ -65,6 +65,8 @@ def read_container(path: Path) -> Any:
     """Unpickle `path` with tensors and plain data only; UserError for anything else, nothing executed."""
     if not path.is_file():
         raise UserError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
+    if path.suffix == ".npz":
+        raise UserError(f"{path} holds arrays, not a model", hint="give a model, and inputs with --data")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

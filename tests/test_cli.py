@@ -83,7 +83,8 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "net.stg", "--target", "onnx", "--json", "net.stg"], "does not end in .json"),
         (["verify", "net.stg", "net.onnx"], "net.onnx does not exist"),
         (["verify", "net.stg", "data.npz"], "no target writes .npz files"),
-        (["inspect", "data.npz"], "data.npz"),
+        (["inspect", "data.npz"], "data.npz holds arrays, not a model"),
+        (["inspect", "."], "network.json"),
         (["compress", "net.stg", "--method", "l1p", "--sparsity", "1.5", "-o", "x.pt"], "sparsity"),
     ],
 )

@@ -53,6 +53,11 @@ def command(
     from stdeploy import workflow
     from stdeploy.graph.printer import print_graph
 
+    if model_file.is_dir():
+        raise UserError(
+            f"{model_file} is a folder",
+            hint="inspect the model; a Lava folder's network.json holds its processes",
+        )
     if model_file.suffix == ".nir" and not as_text:
         from stdeploy.cli.inspect_nir import inspect_nir
 
