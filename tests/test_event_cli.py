@@ -106,7 +106,7 @@ def test_what_chose_the_kernels_is_told_for_those_that_no_plan_fixed(
         (folder / "plan.json").write_text(json.dumps(plan))
         assert run([*command, "--plan", "plan.json"]) == 0
         out = capsys.readouterr().out
-        assert f", {fixed} of them as plan.json has it" in out
+        assert f", {fixed} of them as the plan plan.json has it" in out
         assert [line.strip()[:35] for line in out.splitlines() if "chosen" in line] == told
 
 
