@@ -69,7 +69,7 @@ def export_program(module: nn.Module, example: Tensor, neurons: Mapping[str, Any
         raise UserError(
             f"the model cannot be traced on an input of shape {shape}: {text[0] if text else type(error).__name__}",
             where=_raised_at(error),
-            hint="check --input; a forward whose control flow depends on values cannot be traced",
+            hint="check --input and --layout; a forward whose control flow depends on values cannot be traced",
         ) from error
 
 
