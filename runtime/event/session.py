@@ -250,7 +250,9 @@ class EventSession:
 
     def _stops(self, forced: Mapping[str, Array], spikes: bool) -> dict[int, str]:
         """Behind which stage which neuron's spikes, or selection, are to be looked at; in order."""
-        stops = {}
+        stops: dict[int, str] = {}
+        if not (spikes or forced):
+            return stops
         for number, stage in enumerate(self.header["stages"]):
             for name in stage["nodes"]:
                 known = name in self.header["neurons"] or name in self.header["selections"]
