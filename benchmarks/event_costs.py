@@ -64,8 +64,8 @@ def samples(path: Path, images: Array) -> list[Sample]:
                 continue
             out.append(Sample(path.stem, name, kernel, work[kernel], seconds / graph.steps))
             if name in unfolding:
-                runs = {"column_run": work[kernel]["column_run"]}
-                out.append(Sample(path.stem, name, UNFOLD, runs, unfolding[name] / graph.steps))
+                shifts = {"column_shift": work[kernel]["column_shift"]}
+                out.append(Sample(path.stem, name, UNFOLD, shifts, unfolding[name] / graph.steps))
     return out
 
 

@@ -44,7 +44,7 @@ def test_costs_that_explain_the_times_are_found() -> None:
 
 def test_unfolding_alone_is_no_kernel_to_choose() -> None:
     true = {name: value for name, value in Costs().to_dict().items() if name != "machine"}
-    alone = Sample("net", "layer0", UNFOLD, {"column_run": 1.0}, 100 * true["column_run"])
+    alone = Sample("net", "layer0", UNFOLD, {"column_shift": 1.0}, 100 * true["column_shift"])
     fine = judged([*samples(true), alone], true)
     assert fine["largest_error"] == pytest.approx(0.99)
     assert fine["choices_not_fastest"] == 0 and fine["time_lost_by_choosing"] == pytest.approx(0)

@@ -29,7 +29,7 @@ COSTS = Costs(
     column_add=1e-9,
     column_value_add=6e-9,
     column_output=4e-8,
-    column_run=7e-7,
+    column_shift=7e-7,
     machine="a test",
 )
 FREE = Costs(*[0.0] * 9, machine="a test")
@@ -93,10 +93,11 @@ def test_costs_are_those_of_nested_loops(
     for p, t in itertools.product(range(0, places, 8), range(0, steps, 4)):
         rows += 9e-8 * weights * used(min(8, places - p) * min(4, steps - t)) / steps
     lanes = places // 64 * 64 + (0, 16, 64, 64, 64)[-(-(places % 64) // 16)]
-    breaks = [x for _ in range(high) for x in range(wide) if x % 64 == 0 or stride > 1]
-    runs = len(breaks) * kernel[0] * kernel[1] * inputs
+    at = {(y, x): y * wide + x for y in range(high) for x in range(wide)}
+    far = {(p // 64, (y * width + x) * stride - p) for (y, x), p in at.items()}
+    shifts = len(far) * kernel[0] * kernel[1] * inputs
     columns = 1e-9 * np.count_nonzero(weight) * lanes * planes + 4e-8 * outputs * lanes
-    columns += 7e-7 * runs * planes / steps
+    columns += 7e-7 * shifts * planes / steps
     assert found.seconds["rows"] == pytest.approx(rows)
     assert found.seconds["columns"] == pytest.approx(columns)
     assert found.kernel == ("columns" if columns < rows else "rows")

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stdeploy.exporters.event.pack import (
-    RUN,
     blocks_of,
     identity,
     matrix,
@@ -60,14 +59,25 @@ def read(table: Array, count: int) -> list[list[tuple[int, int]]]:
 def test_windows(case: Case) -> None:
     wanted, table = seen(case), windows(*case)
     assert read(table.table(), len(wanted)) == wanted and table.positions == len(wanted)
-    runs = table.runs()
-    ends, triples = runs[: table.taps + 1], runs[table.taps + 1 :].reshape(-1, 3)
-    told = set()
-    for tap in range(table.taps):
-        for dst, src, n in triples[ends[tap] : ends[tap + 1]]:
-            assert 1 <= n <= RUN
-            told |= {(int(dst) + i, tap, int(src) + i) for i in range(n)}
-    assert told == {(p, tap, q) for p, here in enumerate(wanted) for tap, q in here}
+
+
+@SOME
+@given(sliding())
+def test_shifts_name_every_pair_once_and_each_distance_once_a_word(case: Case) -> None:
+    wanted, table = seen(case), windows(*case)
+    words, shifts = -(-len(wanted) // WORD), table.shifts()
+    ends, triples = shifts[: table.taps * words + 1], shifts[table.taps * words + 1 :].reshape(-1, 3)
+    told = []
+    for run, (first, last) in enumerate(pairwise(ends)):
+        tap, word = divmod(run, words)
+        assert len({int(far) for far, _, _ in triples[first:last]}) == last - first
+        for far, low, high in triples[first:last].tolist():
+            mask = low % 2**32 | high % 2**32 << 32
+            places = [WORD * word + bit for bit in range(WORD) if mask >> bit & 1]
+            assert places
+            told += [(p, tap, p + far) for p in places]
+    assert ends[0] == 0 and ends[-1] == len(triples)
+    assert sorted(told) == sorted((p, tap, q) for p, here in enumerate(wanted) for tap, q in here)
 
 
 @SOME

@@ -136,9 +136,11 @@ def test_unfold(
     y = bits(wanted.reshape(steps, -1, n), planes, "channel bits")
     stage = OneStage(steps)
     stage.buffer("x", "bits", x.size // steps), stage.buffer("y", "bits", y.size // steps)
-    runs = stage.draft.ints.add(table.runs())
+    shifts = stage.draft.ints.add(table.shifts())
     sizes = {"channels": channels, "x_positions": size, "positions": n, "taps": table.taps}
-    np.testing.assert_array_equal(stage.run("Unfold", {"x": x}, "y", 2, planes=planes, runs=runs, **sizes), y)
+    np.testing.assert_array_equal(
+        stage.run("Unfold", {"x": x}, "y", 2, planes=planes, shifts=shifts, **sizes), y
+    )
 
 
 @SOME

@@ -42,9 +42,10 @@ class Pack(NamedTuple):
 
 
 class Unfold(NamedTuple):
-    """Bits by channels of every (tap, channel): y[k C + c, dst : dst + n] = x[c, src : src + n] for the runs of tap k.
+    """Bits by channels of every (tap, channel): y[k C + c, p] = x[c, p + far] for the shifts of tap k that hold p, else 0.
 
-    `runs`: in `indices`, taps + 1 ends, then triples (dst, src, n), n at most 64.
+    `shifts`: in `indices`, of each tap and every 64 positions its end, after a 0, then (far, which of the 64: low half, high
+    half).
     """
 
     x: int = 1
@@ -55,7 +56,7 @@ class Unfold(NamedTuple):
     x_positions: int = 6
     positions: int = 7
     taps: int = 8
-    runs: int = 9
+    shifts: int = 9
 
 
 class Union(NamedTuple):

@@ -39,8 +39,8 @@ class Costs:
     `row_visit`: a block of outputs looking at WORD inputs of one position of a window. `row_fetch`: a weight of a row
     fetched from memory, once for all steps; `row_near`: from the second cache, once for POSITIONS_TOGETHER x STEPS_TOGETHER
     sums. `column_add`: a nonzero weight added at one position and bit plane; `column_value_add`: times the number at one
-    position. `column_output`: as `row_output`. `column_run`: a run of neighbouring positions copied when a window is
-    unfolded, at all steps at once. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear and Conv of
+    position. `column_output`: as `row_output`. `column_shift`: WORD bits of an input shifted into a window, at all
+    steps at once. `machine`: where they were measured. The defaults are fitted to both kernels of every Linear and Conv of
     Spikformer-4-384-1536 networks at rates from 2 to 20 % (benchmarks/results/event_costs.json).
     """
 
@@ -52,7 +52,7 @@ class Costs:
     column_add: float = 1.8e-11
     column_value_add: float = 2.4e-11
     column_output: float = 2.8e-10
-    column_run: float = 6.0e-9
+    column_shift: float = 1.2e-8
     machine: str = "AMD EPYC, AVX-512, one thread"
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
     outputs, *space = node.value.shape
     positions = math.prod(space)
     products = op.weight.size * positions
-    layout = Layout.of(graph[node.inputs[0]].value)
+    value = graph[node.inputs[0]].value
+    layout = Layout.of(value)
     blocks, vectors = blocks_of(outputs)
     room = blocks * vectors * LANES
     parts, rows = parts_of(op, layout.channels)
@@ -109,24 +110,30 @@ def estimate(graph: Graph, node: Node, rate: Rate, costs: Costs) -> Estimate:
     if takes_columns(op, layout):
         last = positions % WORD
         padded = positions - last + (0 if not last else LANES if last <= LANES else WORD)
-        runs = (
-            math.prod(op.weight.shape[2:]) * layout.channels * _runs(op, space) if isinstance(op, Conv) else 0
-        )
+        shifts = 0
+        if isinstance(op, Conv):
+            shifts = math.prod(op.weight.shape[2:]) * layout.channels * _shifts(op, value.shape[1:], space)
         values = isinstance(op, Linear) and layout.planes != 1
         work["columns"] = {
             "column_add": 0.0 if values else float(op.weight.nnz * padded * layout.planes),
             "column_value_add": float(op.weight.nnz * padded) if values else 0.0,
             "column_output": float(outputs * padded),
-            "column_run": runs * layout.planes / steps,
+            "column_shift": shifts * layout.planes / steps,
         }
     prices = costs.to_dict()
     seconds = {kernel: sum(prices[k] * n for k, n in each.items()) for kernel, each in work.items()}
     return Estimate(rate, op.weight.density, products, work, seconds)
 
 
-def _runs(op: Conv, space: list[int]) -> int:
-    """Runs of neighbouring outputs that see neighbouring inputs, of one tap and channel."""
-    return math.prod(space[:-1]) * (-(-space[-1] // WORD) if op.stride[-1] == 1 else space[-1])
+def _shifts(op: Conv, shape: tuple[int, ...], space: list[int]) -> int:
+    """Of one tap and channel: WORD outputs each, by how far their inputs lie from them."""
+    positions, width = math.prod(space), space[-1]
+    if {*op.stride} == {1} and list(shape[1:]) == space[1:]:
+        return -(-positions // WORD)
+    if op.stride[-1] > 1:
+        return positions
+    rows = range(0, positions, width)
+    return sum((first + width - 1) // WORD - first // WORD + 1 for first in rows)
 
 
 def _used(bits: float, sums: int) -> float:

@@ -21,9 +21,6 @@ from stdeploy.exporters.event.stages import (
 from stdeploy.graph.ops import AvgPool, Conv, Linear, MaxPool, Neuron
 from stdeploy.graph.weight import Array
 
-RUN = WORD
-"""Bits that one move of a run takes."""
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -49,18 +46,22 @@ class Windows:
         ends = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=runs))])
         return _table(ends, np.stack([place, self.pairs[:, 1]], axis=1)[order])
 
-    def runs(self) -> Array:
-        """int32: taps + 1 ends, then (dst, src, n): where neighbouring outputs see neighbouring inputs."""
+    def shifts(self) -> Array:
+        """int32: of each tap and every WORD positions the end of its shifts, after a 0, then the shifts: how far the input
+        position lies behind the output's, and which of the positions it lies so far from (low and high half of a word)."""
         position = np.repeat(np.arange(self.positions), np.diff(self.ends))
-        ends, triples = [0], []
-        for tap in range(self.taps):
-            mine = self.pairs[:, 0] == tap
-            dst, src = position[mine], self.pairs[mine, 1]
-            breaks = np.flatnonzero((np.diff(dst) != 1) | (np.diff(src) != 1)) + 1
-            for part in np.split(np.arange(dst.size), breaks):
-                triples += [(dst[k], src[k], min(RUN, part[-1] + 1 - k)) for k in part[::RUN]]
-            ends.append(len(triples))
-        return np.concatenate([ends, np.asarray(triples, dtype=np.int64).reshape(-1)]).astype(np.int32)
+        word, bit = np.divmod(position, WORD)
+        words = -(-self.positions // WORD)
+        run, far = self.pairs[:, 0] * words + word, self.pairs[:, 1] - position
+        order = np.lexsort((far, run))
+        run, far, bits = run[order], far[order], np.uint64(1) << bit[order].astype(np.uint64)
+        first = np.flatnonzero(np.diff(run, prepend=-1).astype(bool) | np.diff(far, prepend=0).astype(bool))
+        masks = np.bitwise_or.reduceat(bits, first) if first.size else bits
+        ends = np.concatenate([[0], np.cumsum(np.bincount(run[first], minlength=self.taps * words))])
+        shifts = np.concatenate(
+            [far[first, None].astype(np.int32), masks.view(np.int32).reshape(-1, 2)], axis=1
+        )
+        return np.concatenate([ends.astype(np.int32), shifts.reshape(-1)])
 
 
 def _table(ends: Array, pairs: Array) -> Array:

@@ -104,7 +104,7 @@ def _unfold(work: Lowering, x: Node, op: ops.Conv, windows: pack.Windows) -> str
             "x_positions": layout.positions,
             "positions": windows.positions,
             "taps": windows.taps,
-            "runs": draft.ints.add(windows.runs()),
+            "shifts": draft.ints.add(windows.shifts()),
         }
         draft.stage(
             "Unfold", [x.name], {"x": place, "y": name}, fields, {"steps": layout.stepped}, once=once(x)

@@ -16,6 +16,8 @@ TURN, PACK, UNPACK, UNFOLD, UNION = Turn(), Pack(), Unpack(), Unfold(), Union()
 ADD, COPY, GATE = AddCounts(), CopyRows(), Gate()
 CHUNK = 512
 """Words that a thread takes at a time where any division will do."""
+ROWS = 32
+"""Rows of a channel, as a tap sees it, that a thread takes at a time."""
 
 _ONE = np.uint64(1)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -124,18 +126,33 @@ def pack(m: Memory, row: Any, stage: int) -> None:
 
 
 @jit
-def _move(m: Memory, x: int, y: int, stride: int, dst: int, src: int, n: int) -> None:
-    """Or the n <= 64 bits from bit src of the row at x into the row at y from bit dst on; words lie `stride` apart."""
-    w, shift = src // WORD, np.uint64(src % WORD)
-    bits = m.words[x + w * stride] >> shift
-    if shift and src % WORD + n > WORD:
-        bits |= m.words[x + (w + 1) * stride] << (np.uint64(WORD) - shift)
-    if n < WORD:
-        bits &= (_ONE << np.uint64(n)) - _ONE
-    w, shift = dst // WORD, np.uint64(dst % WORD)
-    m.words[y + w * stride] |= bits << shift
-    if shift and dst % WORD + n > WORD:
-        m.words[y + (w + 1) * stride] |= bits >> (np.uint64(WORD) - shift)
+def _add_shifted(m: Memory, x: int, steps: int, at: int, mask: Any, out: int) -> None:
+    """Or 64 bits of each step, from bit `at` on of the row at x, into `out` under a mask; the row has those that it lets pass."""
+    word, shift = x + (at >> 6) * steps, np.uint64(at & (WORD - 1))
+    low = _ALL >> shift
+    if mask & low:
+        for t in range(steps):
+            m.words[out + t] |= (m.words[word + t] >> shift) & mask
+    if mask & ~low:
+        for t in range(steps):
+            m.words[out + t] |= (m.words[word + steps + t] << (np.uint64(WORD) - shift)) & mask
+
+
+@jit
+def _unfold_row(m: Memory, row: Any, tap: int, x: int, y: int) -> None:
+    """One channel's row at x, as a tap sees it, to y."""
+    steps = row[UNFOLD.steps]
+    words = (row[UNFOLD.positions] + WORD - 1) // WORD
+    shifts = row[UNFOLD.shifts] + row[UNFOLD.taps] * words + 1
+    for j in range(words * steps):
+        m.words[y + j] = 0
+    for w in range(words):
+        end = row[UNFOLD.shifts] + tap * words + w
+        for k in range(m.indices[end], m.indices[end + 1]):
+            mask = np.uint64(np.uint32(m.indices[shifts + 3 * k + 1]))
+            mask |= np.uint64(np.uint32(m.indices[shifts + 3 * k + 2])) << np.uint64(32)
+            at = w * WORD + m.indices[shifts + 3 * k]
+            _add_shifted(m, x, steps, at, mask, y + w * steps)
 
 
 @jit
@@ -144,25 +161,15 @@ def unfold(m: Memory, row: Any, stage: int) -> None:
     steps, channels, taps = row[UNFOLD.steps], row[UNFOLD.channels], row[UNFOLD.taps]
     x_words = (row[UNFOLD.x_positions] + WORD - 1) // WORD
     words = (row[UNFOLD.positions] + WORD - 1) // WORD
-    triples = row[UNFOLD.runs] + taps + 1
     units = row[UNFOLD.planes] * taps * channels
     while True:
-        unit = fetch_add(m.control, stage + 1, 1)
-        if unit >= units:
+        first = ROWS * fetch_add(m.control, stage + 1, 1)
+        if first >= units:
             break
-        c, tap = unit % channels, (unit // channels) % taps
-        x = row[UNFOLD.x] + (unit // (channels * taps) * channels + c) * x_words * steps
-        y = row[UNFOLD.y] + unit * words * steps
-        for j in range(words * steps):
-            m.words[y + j] = 0
-        for r in range(m.indices[row[UNFOLD.runs] + tap], m.indices[row[UNFOLD.runs] + tap + 1]):
-            dst, src, n = (
-                m.indices[triples + 3 * r],
-                m.indices[triples + 3 * r + 1],
-                m.indices[triples + 3 * r + 2],
-            )
-            for t in range(steps):
-                _move(m, x + t, y + t, steps, dst, src, n)
+        for unit in range(first, min(units, first + ROWS)):
+            c, tap = unit % channels, (unit // channels) % taps
+            x = row[UNFOLD.x] + (unit // (channels * taps) * channels + c) * x_words * steps
+            _unfold_row(m, row, tap, x, row[UNFOLD.y] + unit * words * steps)
 
 
 @jit
