@@ -26,6 +26,7 @@ cache = importlib.import_module("stdeploy.runtime.event.cache")
 program = importlib.import_module("stdeploy.runtime.event.program")
 session = importlib.import_module("stdeploy.runtime.event.session")
 
+ROOT = Path(__file__).resolve().parent.parent
 SOURCE = """
 def add(a, b):
     return a + b
@@ -123,7 +124,7 @@ def test_a_full_disk(folder: Path) -> None:
     """Real writes that fail: the file system takes 16 bytes of a file."""
     found = subprocess.run(
         [sys.executable, "-c", FULL],
-        env={**os.environ, "NUMBA_CACHE_DIR": numba.config.CACHE_DIR},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": numba.config.CACHE_DIR},
         capture_output=True,
         text=True,
         check=False,
