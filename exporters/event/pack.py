@@ -43,8 +43,7 @@ class Windows:
         run = group * self.taps + self.pairs[:, 0]
         order = np.argsort(run, kind="stable")
         runs = -(-self.positions // POSITIONS_TOGETHER) * self.taps
-        ends = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=runs))])
-        return _table(ends, np.stack([place, self.pairs[:, 1]], axis=1)[order])
+        return _table(_ends(run, runs), np.stack([place, self.pairs[:, 1]], axis=1)[order])
 
     def shifts(self) -> Array:
         """int32: of each tap and every WORD positions the end of its shifts, after a 0, then the shifts: how far the input
@@ -57,11 +56,16 @@ class Windows:
         run, far, bits = run[order], far[order], np.uint64(1) << bit[order].astype(np.uint64)
         first = np.flatnonzero(np.diff(run, prepend=-1).astype(bool) | np.diff(far, prepend=0).astype(bool))
         masks = np.bitwise_or.reduceat(bits, first) if first.size else bits
-        ends = np.concatenate([[0], np.cumsum(np.bincount(run[first], minlength=self.taps * words))])
+        ends = _ends(run[first], self.taps * words)
         shifts = np.concatenate(
             [far[first, None].astype(np.int32), masks.view(np.int32).reshape(-1, 2)], axis=1
         )
         return np.concatenate([ends.astype(np.int32), shifts.reshape(-1)])
+
+
+def _ends(run: Array, runs: int) -> Array:
+    """Where each of `runs` runs ends, after a 0, in entries that lie run by run; `run`: of each entry the run that it is in."""
+    return np.concatenate([[0], np.cumsum(np.bincount(run, minlength=runs))])
 
 
 def _table(ends: Array, pairs: Array) -> Array:
@@ -170,7 +174,7 @@ def _segments(op: Linear | Conv, channels: int) -> Iterator[tuple[int, int, int,
 def parts(found: Array) -> Array:
     """int32: blocks + 1 ends, then (tap, first channel, first row of `rows`) of the runs of WORD rows that are `touched`."""
     block, tap, word = np.nonzero(_by_word(found))
-    ends = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=found.shape[0]))])
+    ends = _ends(block, found.shape[0])
     sizes = np.minimum(WORD, found.shape[2] - word * WORD)
     triples = np.stack([tap, word * WORD, np.cumsum(sizes) - sizes], axis=1)
     return np.concatenate([ends, triples.reshape(-1)]).astype(np.int32)
